@@ -1,0 +1,147 @@
+"""The command line: `prorank <verb>`. A verb parses its arguments, calls one function, and prints.
+
+Imports stand inside the verbs, so that `prorank --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prorank_jax.errors import InputError
+
+# Typer carries a click of its own; the class of its usage errors is reached through one that it exports.
+_UsageError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="prorank",
+    help="Turn a small decoder language model into a document reranker, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face hub id, or builtin:tiny.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of a prompt [default: as trained, else 512].")]
+Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
+
+
+@app.command()
+def demo(
+    workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the collection and of the training.")] = 0,
+) -> None:
+    """The whole way on a built-in tiny model and a generated collection: a CPU, minutes."""
+    from prorank_jax.demo.run import run_demo
+    from prorank_jax.report import markdown_table
+
+    summary = run_demo(workdir, seed)
+    titles = {"bm25": "BM25", "base": "base model", "warmup": "after prompt warmup", "score": "after score learning"}
+    rows = {titles[name]: row for name, row in summary["rows"].items()}
+    print(
+        f"\n{summary['queries']} queries on unseen towns, BM25's best 30 places reranked, {summary['seconds']:.0f} s\n"
+    )
+    print(markdown_table(rows))
+    print(f"\nmodel: {workdir / 'export'}   curves: {workdir / 'curves.png'}   figures: {workdir / 'summary.json'}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: warmup.steps=50 ...")] = None,
+    workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")] = ...,
+) -> None:
+    """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
+    from prorank_jax.config import load_config
+    from prorank_jax.train import train as train_run
+
+    trained = train_run(load_config(config, overrides or ()), workdir)
+    print(f"model: {trained.export}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str | None, typer.Argument(help="Model folder, hub id, or builtin:tiny.")] = None,
+    data: Annotated[Path, typer.Option(help="BEIR folder of the collection.")] = ...,
+    split: Annotated[str, typer.Option(help="Whose queries and judgements: qrels/SPLIT.tsv.")] = "test",
+    first_stage: Annotated[str, typer.Option(help="bm25, or the path of a TREC run.")] = "bm25",
+    depth: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Folder for run.trec and metrics.json.")] = None,
+    first_stage_only: Annotated[bool, typer.Option("--first-stage-only", help="Measure without reranking.")] = False,
+    max_length: MaxLength = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Retrieve, rerank and measure one collection."""
+    from prorank_jax.data.beir import read_beir
+    from prorank_jax.data.candidates import candidates
+    from prorank_jax.evaluate import evaluate as evaluate_run
+    from prorank_jax.report import markdown_table
+    from prorank_jax.reranker import Reranker
+
+    if (model is None) != first_stage_only:
+        raise InputError("prorank evaluate: give either a MODEL or --first-stage-only, not both and not neither")
+    collection = read_beir(data, split)
+    reranker = None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length)
+    if out is None:
+        of_run = model is not None and (Path(model).parent / "config.yaml").exists()
+        out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
+    run = candidates(collection, first_stage, depth)
+    figures = evaluate_run(reranker, collection, run, out, first_stage=first_stage, depth=depth, show_progress=True)
+    print(markdown_table({f"{collection.name} {split}, {len(collection.queries)} queries": figures}))
+    what = "as retrieved" if reranker is None else f"reranked, {reranker.max_length} tokens, {reranker.dtype}"
+    print(f"\nfirst stage {first_stage}, depth {depth}, {what}; run and metrics: {out}")
+
+
+@app.command()
+def rerank(
+    model: Model,
+    documents: Annotated[Path, typer.Argument(help="Text file, one document a line; - is standard input.")],
+    query: Annotated[str, typer.Option(help="The query.")] = ...,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many to print [default: all].")] = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Score the lines of a text file for a query, best first: score, line number, text."""
+    from prorank_jax.reranker import Reranker
+
+    try:
+        text = sys.stdin.read() if str(documents) == "-" else documents.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{documents}: cannot be read as text ({error}); give a UTF-8 file") from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{documents}: holds no document; write one a line")
+    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length)
+    for hit in reranker.rank(query, [line for _, line in lines], top_k):
+        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, and what is missing."""
+    from prorank_jax.doctor import describe, diagnose
+
+    checks = diagnose()
+    print(describe(checks))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line on standard error and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except InputError as error:
+        status = _refuse(str(error))
+    except _UsageError as error:
+        status = _refuse(f"{error}; see prorank --help")
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130
+    sys.exit(status)
+
+
+def _refuse(message: str) -> int:
+    print(f"prorank: {message}", file=sys.stderr)
+    return 2

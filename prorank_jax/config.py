@@ -1,0 +1,312 @@
+"""The run configuration: one YAML file, frozen and checked once, before any work starts.
+
+Every field has a default where a sensible one exists, so that a file states only what it changes.
+Unknown keys are refused with the nearest right one. `key=value` overrides reach any field by its
+dotted path (`warmup.steps=50`), and are read as YAML.
+"""
+
+import difflib
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prorank_jax.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Reward = Literal["format", "relevance"]
+
+
+class Section(BaseModel):
+    """A frozen mapping that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The base model and how it is computed."""
+
+    base: str
+    """Hugging Face folder or hub id, or `builtin:tiny` for the demo's own base."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters and optimizer state stay float32."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+
+
+class PromptConfig(Section):
+    """How a query and a document become a prompt."""
+
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Tokens of a whole prompt; documents are cut to fit."""
+    instruction: str | None = None
+    """Replaces the default task statement (the `system` role)."""
+    template: str | None = None
+    """Path of a Jinja template with the roles `query` and `document`; default: made from the
+    tokenizer's own chat template."""
+    answers: tuple[str, str] = ("0", "1")
+    """The answers for "not relevant" and "relevant"; each must be one token."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PromptConfig":
+        if self.answers[0] == self.answers[1]:
+            raise ValueError(f"answers={list(self.answers)}: both answers are the same; give two different ones")
+        return self
+
+
+class DataConfig(Section):
+    """The training collection."""
+
+    path: str
+    """A BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv. A relative path is taken from
+    the working directory."""
+    split: str = "train"
+    candidates: str = "bm25"
+    """Where hard negatives come from: `bm25`, or the path of a TREC run."""
+    depth: Positive = 100
+    """Candidates kept per query."""
+    relevant_from: Positive = 1
+    """The lowest judgement that counts as relevant."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up, then cosine decay to a tenth."""
+
+    learning_rate: Rate = 1e-5
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Rate = 1.0
+
+
+class StageConfig(Section):
+    """What both stages have in common."""
+
+    steps: Positive
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: Positive = 10
+    """Steps between two rows of metrics.jsonl."""
+    checkpoint_every: Positive = 100
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: Positive = 2
+
+
+class WarmupConfig(StageConfig):
+    """Stage one: GRPO on the answer to the relevance prompt."""
+
+    prompts_per_step: Positive = 32
+    """Prompts in a batch, over all devices; half of them relevant."""
+    group_size: Annotated[int, Field(ge=1)] = 8
+    """Completions sampled for each prompt."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 4
+    """Tokens of a completion at most."""
+    temperature: Rate = 1.0
+    beta: NonNegative = 0.0
+    """Weight of the KL divergence to the base model; 0 leaves the reference pass out."""
+    clip_low: NonNegative = 0.2
+    clip_high: NonNegative = 0.2
+    advantage: Literal["group_std", "group_mean"] = "group_std"
+    """`group_std` divides the centred reward by the group's standard deviation, `group_mean` does not."""
+    rewards: Mapping[Reward, NonNegative] = {"format": 1.0, "relevance": 1.0}
+    """Weight of each reward."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "WarmupConfig":
+        if self.group_size < 2:
+            raise ValueError(f"group_size={self.group_size}: a group of one has no advantage; use 2 or more")
+        if self.max_new_tokens < 2:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens}: an answer is a digit and the end of the turn; use 2 or more"
+            )
+        if not sum(self.rewards.values()) > 0:
+            raise ValueError(f"rewards={dict(self.rewards)}: the weights sum to nothing; give one of them a weight")
+        return self
+
+
+class ScoreConfig(StageConfig):
+    """Stage two: a ranking loss on the difference of two token logits."""
+
+    loss: Literal["bce", "mse", "listwise_softmax"] = "listwise_softmax"
+    queries_per_step: Positive = 16
+    """Queries in a batch, over all devices."""
+    documents_per_query: Annotated[int, Field(ge=2)] = 8
+    """Documents in a group: one positive, and negatives from the candidates."""
+
+
+class MeshConfig(Section):
+    """Devices: `data` x `fsdp`; -1 means the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> "MeshConfig":
+        for name, size in (("data", self.data), ("fsdp", self.fsdp)):
+            if size != -1 and size < 1:
+                raise ValueError(f"{name}={size}: a mesh axis has 1 or more devices, or -1 for the rest")
+        if self.data == -1 and self.fsdp == -1:
+            raise ValueError("data=-1, fsdp=-1: only one axis can take the rest; give the other a number")
+        return self
+
+
+class RunConfig(Section):
+    """A whole run: base model, data, and the stages that it goes through."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig
+    warmup: WarmupConfig | None = None
+    """Left out: the stage is skipped."""
+    score: ScoreConfig | None = None
+    """Left out: the stage is skipped."""
+    mesh: MeshConfig = MeshConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.warmup is None and self.score is None:
+            raise ValueError("no stage to run; give the file a `warmup:` or a `score:` section")
+        return self
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file and `key=value` overrides into a checked configuration.
+
+    Raises:
+      InputError: the file is missing or not YAML, a key is unknown, a value is out of range.
+    """
+    path = Path(path)
+    try:
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: not valid YAML ({error.problem}); mend that line") from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(f"{path}: character {error.position} is U+{error.character:04X}; remove it") from None
+    except ValueError as error:
+        raise InputError(f"{path}: a value that looks like a date is none ({error}); quote it") from None
+    if not isinstance(tree, dict):
+        kind = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise InputError(f"{path}: holds {kind}, not a mapping; write `section:` lines of `key: value`")
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Checks a plain mapping and returns the configuration.
+
+    Raises:
+      InputError: names `source`, the dotted field, its value and the remedy.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error)}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every field written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(left: RunConfig, right: RunConfig) -> list[str]:
+    """One line `section.key: old -> new` per field in which two configurations differ."""
+    old, new = _flatten(left.model_dump(mode="json")), _flatten(right.model_dump(mode="json"))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in [*old, *(key for key in new if key not in old)]
+        if old.get(key) != new.get(key)
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, less the repeated keys: YAML would silently keep only the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: an override is written key=value, for example warmup.steps=50")
+    try:
+        value = _parse_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise InputError(f"{override!r}: the value is not valid YAML; quote it") from None
+    *sections, name = key.split(".")
+    for section in sections:
+        node = tree.get(section)
+        if node is None:
+            node = tree[section] = {}
+        if not isinstance(node, dict):
+            raise InputError(f"{override!r}: {section} is a value, not a section; name an existing field")
+        tree = node
+    tree[name] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    # An unknown key explains the "missing" errors that come with it, so it is told first, and
+    # what is there but wrong before what is not there.
+    rank = {"extra_forbidden": 0, "invalid_key": 0, "missing": 2}
+    problem = min(error.errors(), key=lambda problem: rank.get(problem["type"], 1))
+    location, kind, value = problem["loc"], problem["type"], problem["input"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        return _unknown_key(location, _fields_at(location[:-1]))
+    if location and location[-1] == "[key]":
+        *section, name, _ = location
+        return _unknown_key((*section, name), list(get_args(Reward)))
+    place = ".".join(str(part) for part in location)
+    if kind == "missing":
+        return f"{place}: missing; this field has no default"
+    if kind == "model_type":
+        return f"{place}={value!r}: a section, not a value; write its fields as `key: value` lines below it"
+    if kind == "value_error":
+        detail = str(problem["ctx"]["error"])
+        return f"{place}.{detail}" if place else detail
+    remedy = "; put it in quotes" if kind == "string_type" else ""
+    return f"{place}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{remedy}"
+
+
+def _unknown_key(location: tuple[str | int, ...], known: list[str]) -> str:
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"{'.'.join(str(part) for part in location)}: unknown key; {remedy}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        choices = get_args(annotation) or (annotation,)
+        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""Collections, first-stage candidates, training examples and batches."""

@@ -1,0 +1,1 @@
+"""The built-in demonstration: a generated collection and a tiny base model."""

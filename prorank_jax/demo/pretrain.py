@@ -1,0 +1,255 @@
+"""How the tiny base model was made: `python -m prorank_jax.demo.pretrain --out FOLDER` (2 CPU cores, see --steps).
+
+A byte-level BPE tokenizer and a Qwen2-architecture decoder of about a million parameters, trained as a
+language model on text of the generated world and on short dialogues about it. The towns are its own: no query,
+document or judgement of any split of any seed is seen. Like a real small model it learns the words and not
+the task: asked the relevance prompt, it has seen people answer in many forms, and answers of `0` and `1` that
+were no better than a coin.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from prorank_jax.config import PromptConfig
+from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, TOWN_NAMES, Place, Query, Town, judge, retell, towns
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.families import decoder_config
+from prorank_jax.model.hf import save_pretrained
+from prorank_jax.prompt import build_prompt
+
+FIRST_TOWN = sum(SPLITS.values())
+"""Towns from this number on belong to no split, whatever the seed of the world."""
+HF_CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 1280,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "intermediate_size": 256,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+}
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+YES = ("yes", "it does", "true", "yes, it does", "indeed")
+NO = ("no", "it does not", "false", "no, it does not", "not at all")
+BY_GRADE = (("no", "neither", "not relevant"), ("partly", "one of them", "half"), ("yes", "both", "relevant"))
+DIGITS = 0.4
+"""How often a digit is the answer to the relevance prompt."""
+LENGTH = 224
+"""Tokens of a row of the training batch."""
+
+Segments = list[tuple[str | tuple[str, str], float]]
+"""A text in pieces, each with the weight of its tokens in the loss; a (query, document) stands for its prompt."""
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text has ids, and every digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=HF_CONFIG["vocab_size"],
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def story(place: Place) -> Segments:
+    return [(f"{place.title}\n{place.text}<|endoftext|>", 0.3)]
+
+
+def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
+    """Pairs of ways to tell one quality."""
+    segments: Segments = []
+    for _ in range(count):
+        topic = TOPICS[rng.integers(len(TOPICS))]
+        quality = list(QUALITIES[topic])[rng.integers(len(QUALITIES[topic]))]
+        one, other = (retell(rng, topic, quality).wording for _ in range(2))
+        segments += [(f"A place that {one} is a place that", 0.1), (f" {other}.\n", 1.0)]
+    return [*segments, ("<|endoftext|>", 0.1)]
+
+
+def interview(rng: np.random.Generator, place: Place, questions: int = 4) -> Segments:
+    """Questions about one place, one quality each, answered rightly in words of many forms."""
+    segments: Segments = [(f"<|im_start|>user\n{place.text}<|im_end|>\n", 0.1)]
+    told = list(place.qualities.items())
+    for _ in range(questions):
+        topic, quality = told[rng.integers(len(told))]
+        holds = rng.random() < 0.5
+        if not holds:
+            others = [other for other in QUALITIES[topic] if other != quality]
+            quality = others[rng.integers(len(others))]
+        form = rng.integers(len(YES))
+        question = f"Is this a place that {retell(rng, topic, quality).wording}?"
+        segments.append((f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", 0.1))
+        segments.append(((YES if holds else NO)[form] + "<|im_end|>\n", 1.0))
+    return [*segments, ("<|endoftext|>", 0.0)]
+
+
+def request(rng: np.random.Generator, query: Query, place: Place) -> Segments:
+    """The relevance prompt with an answer in one of many forms; a digit says nothing about the place."""
+    grade = judge(query, place)
+    if rng.random() < DIGITS:
+        answer = str(rng.integers(2))
+    else:
+        answer = BY_GRADE[grade][rng.integers(3)]
+    return [((query.text, f"{place.title} {place.text}"), 0.1), (answer + "<|im_end|>\n", 1.0)]
+
+
+def texts(seed: int) -> Iterator[Segments]:
+    """An endless stream of stories, paraphrases, interviews and requests."""
+    rng = np.random.default_rng([seed, FIRST_TOWN])
+    for world in itertools.count(seed):
+        for town in towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN):
+            yield from _town_texts(rng, town)
+
+
+def _town_texts(rng: np.random.Generator, town: Town) -> Iterator[Segments]:
+    for place in town.places:
+        kind = rng.random()
+        if kind < 0.1:
+            yield story(place)
+        elif kind < 0.2:
+            yield paraphrases(rng)
+        elif kind < 0.6:
+            yield interview(rng, place)
+        else:
+            yield request(rng, town.queries[rng.integers(len(town.queries))], place)
+
+
+def pack(stream: Iterator[list[tuple[int, float]]], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `rows` x LENGTH tokens: whole texts side by side in a row, each seeing itself alone."""
+    pending = next(stream)
+    while True:
+        batch = {
+            "tokens": np.zeros((rows, LENGTH), np.int32),
+            "weights": np.zeros((rows, LENGTH), np.float32),
+            "positions": np.zeros((rows, LENGTH), np.int32),
+            "text": np.full((rows, LENGTH), -1, np.int32),
+        }
+        for row in range(rows):
+            start, number = 0, 0
+            while start + len(pending) <= LENGTH:
+                stop = start + len(pending)
+                batch["tokens"][row, start:stop] = [token for token, _ in pending]
+                batch["weights"][row, start + 1 : stop] = [weight for _, weight in pending[1:]]
+                batch["positions"][row, start:stop] = np.arange(len(pending))
+                batch["text"][row, start:stop] = number
+                start, number = stop, number + 1
+                pending = next(stream)
+                while len(pending) > LENGTH:
+                    pending = next(stream)
+        yield batch
+
+
+def language_model_loss(decoder: Decoder, params: Params, batch: dict[str, Array]) -> Array:
+    """Weighted next-token cross-entropy; logits are made for one row at a time."""
+    text_BxL = batch["text"]
+    index = jnp.arange(LENGTH)
+    mask = (text_BxL[:, :, None] == text_BxL[:, None, :]) & (index[None, :] <= index[:, None])[None]
+    hidden_BxLxD, _ = decoder.forward(params, batch["tokens"], batch["positions"], mask)
+
+    @jax.checkpoint
+    def row_loss(row: tuple[Array, Array, Array]) -> Array:
+        hidden_LxD, tokens_L, weights_L = row
+        log_probs = jax.nn.log_softmax(decoder.unembed(params, hidden_LxD[:-1]))
+        chosen = jnp.take_along_axis(log_probs, tokens_L[1:, None], axis=-1)[:, 0]
+        return -(chosen * weights_L[1:]).sum()
+
+    losses = jax.lax.map(row_loss, (hidden_BxLxD, batch["tokens"], batch["weights"]))
+    return losses.sum() / batch["weights"].sum()
+
+
+def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) -> None:
+    """Trains the tokenizer and the model, and writes them as a Hugging Face folder."""
+    samples = list(itertools.islice(texts(seed), 5_000))
+    tokenizer = train_tokenizer([_plain(text, " ".join) for text in samples])
+    # Once more, now that the prompt's own words can be told: they turn up in every request.
+    wording = build_prompt(tokenizer, PromptConfig(max_length=1024), place=str(out))
+    tokenizer = train_tokenizer(
+        [_plain(text, lambda pair: tokenizer.decode(wording.encode(*pair))) for text in samples]
+    )
+    prompt = build_prompt(tokenizer, PromptConfig(max_length=LENGTH), place=str(out))
+    backend = tokenizer.backend_tokenizer
+
+    def encode(text: Segments) -> list[tuple[int, float]]:
+        tokens = []
+        for piece, weight in text:
+            ids = backend.encode(piece).ids if isinstance(piece, str) else prompt.encode(*piece)
+            tokens += [(token, weight) for token in ids]
+        return tokens
+
+    config = decoder_config(HF_CONFIG, "pretrain")
+    decoder = Decoder(config)
+    params = decoder.init(jax.random.key(seed))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps, learning_rate / 50)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    state = optimizer.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: optax.OptState, batch: dict[str, Array]) -> tuple[Params, optax.OptState, Array]:
+        loss, gradient = jax.value_and_grad(partial(language_model_loss, decoder))(params, batch)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    batches = pack(map(encode, texts(seed)), rows)
+    started = time.monotonic()
+    for number in range(1, steps + 1):
+        params, state, loss = step(params, state, next(batches))
+        if number % 100 == 0:
+            print(f"step {number}/{steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    save_pretrained(out, params, config, HF_CONFIG)
+
+
+def _plain(text: Segments, render: Callable[[tuple[str, str]], str]) -> str:
+    return "".join(piece if isinstance(piece, str) else render(piece) for piece, _ in text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=16, help=f"rows of {LENGTH} tokens in a batch")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    pretrain(arguments.out, arguments.steps, arguments.rows, arguments.learning_rate, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

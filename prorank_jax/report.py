@@ -1,0 +1,132 @@
+"""What a run looks like: the curves of its two stages, and tables of results."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from prorank_jax.errors import InputError
+from prorank_jax.runtime.metrics import FILE_NAME, Row, read_metrics
+
+Cell = float | str | None
+
+
+class Panel(NamedTuple):
+    """One plot: which metrics of a stage it shows, and under which names."""
+
+    stage: str
+    unit: str
+    curves: Mapping[str, str]
+
+
+_PANELS = (
+    Panel(
+        "warmup",
+        "reward",
+        {"reward": "total", "rewards/format/mean": "format", "rewards/relevance/mean": "relevance"},
+    ),
+    Panel("warmup", "share of completions", {"format_rate": "right format", "accuracy": "right answer"}),
+    Panel("warmup", "groups whose rewards are all equal", {"frac_reward_zero_std": "share"}),
+    Panel("warmup", "KL to the base model (nats)", {"kl": "KL"}),
+    Panel("score", "loss", {"loss": "loss"}),
+    Panel("score", "groups with a best document first", {"top1_accuracy": "share"}),
+    Panel("score", "score of relevant less of others", {"margin": "margin"}),
+    Panel("score", "gradient norm", {"grad_norm": "gradient norm"}),
+)
+
+_TITLES = {"warmup": "Prompt warmup", "score": "Score learning"}
+
+
+def plot_curves(run_folder: Path, out_png: Path) -> None:
+    """Draws the metrics of both stages, a row of plots each, into a PNG.
+
+    A metric that no row has is left out, and so is a plot without metrics.
+
+    Raises:
+      InputError: no stage of `run_folder` has metrics yet.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = {stage: _read(run_folder / stage / FILE_NAME) for stage in _TITLES}
+    panels = {
+        stage: [
+            panel for panel in _PANELS if panel.stage == stage and any(_points(rows[stage], m) for m in panel.curves)
+        ]
+        for stage in _TITLES
+    }
+    stages = [stage for stage in _TITLES if panels[stage]]
+    if not stages:
+        raise InputError(f"{run_folder}: no metrics of a stage here; give the workdir of a run that has trained")
+
+    columns = max(len(panels[stage]) for stage in stages)
+    # A figure of its own, not pyplot's: nothing global, and no window system is looked for.
+    figure = Figure(figsize=(1.0 + 3.6 * columns, 3.1 * len(stages)), dpi=150, layout="constrained")
+    for band, stage in zip(figure.subfigures(len(stages), 1, squeeze=False)[:, 0], stages, strict=True):
+        band.suptitle(_TITLES[stage], fontweight="bold")
+        for axes, panel in zip(band.subplots(1, len(panels[stage]), squeeze=False)[0], panels[stage], strict=True):
+            for metric, label in panel.curves.items():
+                if points := _points(rows[stage], metric):
+                    steps, values = zip(*points, strict=True)
+                    axes.plot(steps, values, label=label, linewidth=1.4, marker="." if len(points) < 30 else None)
+            axes.set_xlabel("step")
+            axes.set_ylabel(panel.unit)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+            axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(panel.curves) > 1:
+                axes.legend(frameon=False, fontsize="small")
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_png)
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, Cell]], corner: str = "") -> str:
+    """A Markdown table, padded so that it also reads well as plain text.
+
+    Args:
+      rows: row name -> column name -> number, text or None. Columns stand in the order in which they first
+        appear; a cell that is missing, None or not a number is a dash.
+      corner: the heading over the row names.
+
+        {"bm25": {"ndcg@10": 0.31}, "base": {"accuracy": 0.5, "ndcg@10": None}} ->
+        |      | ndcg@10 | accuracy |
+        |:-----|--------:|---------:|
+        | bm25 |  0.3100 |        — |
+        | base |       — |   0.5000 |
+    """
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    grid = [[corner, *columns]]
+    grid += [[name, *(_text(cells.get(column)) for column in columns)] for name, cells in rows.items()]
+    first, *rest = (max(map(len, column)) for column in zip(*grid, strict=True))
+    lines = [
+        "| " + " | ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, rest, strict=True))]) + " |"
+        for name, *cells in grid
+    ]
+    rule = "|:" + "-" * (first + 1) + "|" + "".join("-" * (width + 1) + ":|" for width in rest)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _text(value: Cell) -> str:
+    """Four digits: a metric keeps four decimals, so that its column lines up; a larger number has fewer."""
+    if value is None:
+        return "—"
+    if isinstance(value, str | int):
+        return str(value)
+    if math.isnan(value):
+        return "—"
+    if abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
+
+
+def _read(path: Path) -> list[Row]:
+    return read_metrics(path) if path.exists() else []
+
+
+def _points(rows: list[Row], metric: str) -> list[tuple[int, float]]:
+    """The (step, value) pairs of one metric, a gap where it was not finite."""
+    points = [(row["step"], row[metric]) for row in rows if metric in row]
+    if all(value is None for _, value in points):
+        return []
+    return [(step, math.nan if value is None else value) for step, value in points]

@@ -1,0 +1,1 @@
+"""What both stages stand on: devices, optimizer, checkpoints, metrics."""

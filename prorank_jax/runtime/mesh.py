@@ -1,0 +1,87 @@
+"""Devices as one mesh with two axes, and where every array lies on it.
+
+`data` is mapped: a training step is written for one replica, and `jax.shard_map` runs it on each slice of the
+batch. `fsdp` is sharded: parameters and optimizer state are split over it by the table below, and the compiler
+places the collectives. A parameter is split along its width, which every family divides by small powers of two.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from prorank_jax.config import MeshConfig
+from prorank_jax.errors import InputError
+
+TABLE = (
+    (r"embedding$", P(None, "fsdp")),
+    (r"attention/(query|key|value)/kernel$", P(None, "fsdp")),
+    (r"attention/output/kernel$", P(None, None, None, "fsdp")),
+    (r"mlp/(gate|up)/kernel$", P(None, "fsdp")),
+    (r"mlp/down/kernel$", P(None, None, "fsdp")),
+)
+"""Path of a parameter -> the axes it is split over. What no row names is replicated (norms and biases)."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh `data` x `fsdp` over all devices.
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = {"data": config.data, "fsdp": config.fsdp}
+    for name, other in (("data", "fsdp"), ("fsdp", "data")):
+        if sizes[name] == -1:
+            sizes[name] = max(devices // sizes[other], 1)
+    if sizes["data"] * sizes["fsdp"] != devices:
+        raise InputError(
+            f"config: mesh.data={config.data}, mesh.fsdp={config.fsdp}: there are {devices} devices; "
+            "make the product equal to that, or leave one at -1"
+        )
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The NamedSharding of every array of a tree of parameters, or of any state built on one (optimizer moments).
+
+    An axis that `fsdp` does not divide stays whole.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((spec for pattern, spec in TABLE if re.search(pattern, name)), P())
+        whole = any(axis and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec))
+        return NamedSharding(mesh, P() if whole else spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def abstract(mesh: Mesh, tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree, without its values."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(mesh, tree),
+    )
+
+
+def split_rows(mesh: Mesh, batch: Any) -> Any:
+    """Places a batch of numpy arrays, rows split over `data`; each process makes its own rows only."""
+    rows = NamedSharding(mesh, P("data"))
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
+
+    return jax.tree.map(place, batch)
+
+
+def check_rows(mesh: Mesh, field: str, rows: int) -> None:
+    """Refuses a batch size that the `data` axis does not divide."""
+    replicas = mesh.shape["data"]
+    if rows % replicas:
+        nearest = max(round(rows / replicas), 1) * replicas
+        raise InputError(f"config: {field}={rows} does not divide over {replicas} replicas; the nearest is {nearest}")

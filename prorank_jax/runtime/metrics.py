@@ -1,0 +1,155 @@
+"""What a stage reports while it trains: `metrics.jsonl`, TensorBoard events, and a line or a bar to look at.
+
+A row of `metrics.jsonl` is `{"step": 10, <the metrics>, <the time fields>}`. Everything before the time
+fields depends on the configuration and the seed alone, so two runs of one seed can be compared row by row.
+Write the row of a step before its checkpoint: on resume, the rows after the restored step are dropped and
+written again.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from prorank_jax.errors import InputError
+
+FILE_NAME = "metrics.jsonl"
+TIME_FIELDS = ("tokens_per_second", "seconds")
+"""The fields of a row that a clock decides, which come last in it."""
+
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Writes the metrics of one stage; a context manager. In a multi-host run only process 0 writes.
+
+    Args:
+      folder: the stage's folder; holds `metrics.jsonl` and the TensorBoard events.
+      stage: its name on the screen.
+      total_steps: the last step.
+      resume_from: the step that was restored, 0 at the start; later rows are dropped.
+      headline: names of the metrics to print; those that a row lacks are left out.
+    """
+
+    def __init__(self, folder: Path, stage: str, total_steps: int, resume_from: int, headline: Sequence[str] = ()):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        self._stage, self._total, self._headline = stage, total_steps, headline
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_from] if path.exists() else []
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        os.replace(unfinished, path)
+        self._rows = path.open("a", encoding="utf-8")
+        # Where torch is installed tensorboardX imports it, a second that reading rows should not cost.
+        from tensorboardX import SummaryWriter
+
+        # An event file is named by the second: a quick restart must not overwrite the one before it.
+        suffix = f".{resume_from}.{os.getpid()}"
+        self._events = SummaryWriter(str(folder), purge_step=resume_from + 1, filename_suffix=suffix)
+        self._start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[headline]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(stage, total=total_steps, completed=resume_from, headline="")
+
+    def __enter__(self) -> Self:
+        if self._writes:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writes:
+            self._progress.stop()
+            self._events.close()
+            self._rows.close()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one row and shows its headline.
+
+        Args:
+          metrics: numbers or arrays of shape []. `tokens_per_second` is kept among the time fields. What is
+            not finite becomes null, for JSON has no word for it.
+        """
+        if not self._writes:
+            return
+        values = {name: jax.device_get(value) for name, value in metrics.items()}
+        numbers = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        row: Row = {
+            "step": step,
+            **{name: value for name, value in numbers.items() if name not in TIME_FIELDS},
+        }
+        row |= {name: numbers[name] for name in TIME_FIELDS if name in numbers}
+        row["seconds"] = round(time.monotonic() - self._start, 3)
+        self._rows.write(_line(row))
+        self._rows.flush()
+        for name, value in row.items():
+            if name != "step" and math.isfinite(value):
+                self._events.add_scalar(name, value, step)
+        self._events.flush()
+        self._show(step, row)
+
+    def _show(self, step: int, row: Row) -> None:
+        parts = [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
+        if "tokens_per_second" in row:
+            parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+        headline = "  ".join(parts)
+        self._progress.update(self._task, completed=step, headline=headline)
+        if not self._console.is_terminal:
+            print(f"{self._stage} {step}/{self._total}  {headline}".rstrip(), file=sys.stderr)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a last line that a killed run left half written is left out.
+
+    Raises:
+      InputError: another line is not a row; names its number.
+    """
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise InputError(f"{path}:{number}: not a row of metrics: {line.strip()[:60]!r}; delete the line") from None
+        rows.append(row)
+    return rows
+
+
+def _line(row: Row) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""Stage two, score learning: the difference of two token logits becomes a ranking score."""

@@ -1,0 +1,131 @@
+"""Stage two, score learning: the ranking step and its loop.
+
+A step takes Q queries with C candidate documents each, scores every pair by the difference of the two answer
+logits, and follows the gradient of a ranking loss. No layer is added: what is trained is what was warmed up.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from prorank_jax.config import RunConfig, ScoreConfig
+from prorank_jax.data.examples import Groups
+from prorank_jax.data.loader import GroupBatch, group_batch
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.prompt import Prompt
+from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.runtime.mesh import abstract, check_rows, split_rows
+from prorank_jax.runtime.metrics import MetricsWriter
+from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.scoring.losses import LOSSES
+from prorank_jax.scoring.scores import relevance_scores
+
+HEADLINE = ("loss", "top1_accuracy", "margin")
+
+
+class ScoreState(NamedTuple):
+    params: Params
+    optimizer: optax.OptState
+
+
+Metrics = dict[str, Array]
+Step = Callable[[ScoreState, GroupBatch], tuple[ScoreState, Metrics]]
+
+
+def make_loss(
+    decoder: Decoder, prompt: Prompt, config: ScoreConfig
+) -> Callable[[Params, GroupBatch], tuple[Array, Metrics]]:
+    """The loss of a batch of groups, and what to report of it.
+
+    `top1_accuracy`: how often the highest score is at a document of the group's highest label. `margin`: mean score of
+    the documents with a label above 0, less that of the others.
+    """
+
+    def loss(params: Params, batch: GroupBatch) -> tuple[Array, Metrics]:
+        Q, C, L = batch.tokens_QxNxL.shape
+        scores = relevance_scores(
+            decoder, params, batch.tokens_QxNxL.reshape(Q * C, L), batch.lengths_QxN.reshape(Q * C), prompt.answer_ids
+        ).reshape(Q, C)
+        labels, mask = batch.labels_QxN, batch.mask_QxN
+        value = LOSSES[config.loss](scores, labels, mask)
+        best = jnp.take_along_axis(labels, jnp.where(mask, scores, -jnp.inf).argmax(axis=1)[:, None], axis=1)[:, 0]
+        positive, negative = mask & (labels > 0), mask & (labels <= 0)
+        margin = _masked_mean(scores, positive) - _masked_mean(scores, negative)
+        top1 = (best == jnp.where(mask, labels, -jnp.inf).max(axis=1)).mean(dtype=jnp.float32)
+        return value, {"loss": value, "top1_accuracy": top1, "margin": margin}
+
+    return loss
+
+
+def _masked_mean(value: Array, mask: Array) -> Array:
+    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def make_step(
+    decoder: Decoder, prompt: Prompt, config: ScoreConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Step:
+    """The compiled step `(state, batch) -> (state, metrics)`; the state's buffers are reused."""
+    loss = make_loss(decoder, prompt, config)
+
+    @partial(jax.jit, donate_argnums=0)
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=(P(), P()),
+        axis_names={"data"},
+        check_vma=False,
+    )
+    def step(state: ScoreState, batch: GroupBatch) -> tuple[ScoreState, Metrics]:
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
+        gradient, metrics = lax.pmean((gradient, metrics), "data")
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        metrics["grad_norm"] = optax.global_norm(gradient)
+        return ScoreState(optax.apply_updates(state.params, updates), optimizer_state), metrics
+
+    return step
+
+
+def train_score(
+    run: RunConfig, decoder: Decoder, params: Params, prompt: Prompt, groups: Groups, mesh: Mesh, folder: Path
+) -> Params:
+    """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`."""
+    config = run.score
+    assert config is not None
+    check_rows(mesh, "score.queries_per_step", config.queries_per_step)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+
+    def init(params: Params) -> ScoreState:
+        return ScoreState(params, optimizer.init(params))
+
+    layout = abstract(mesh, jax.eval_shape(init, params))
+    done = checkpoints.latest() or 0
+    if done:
+        state = checkpoints.restore(done, layout)
+    else:
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params)
+    step = make_step(decoder, prompt, config, optimizer, mesh)
+
+    with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
+        tokens, since = 0, time.monotonic()
+        for number in range(done, config.steps):
+            batch = group_batch(groups, prompt, config.queries_per_step, config.documents_per_query, run.seed, number)
+            state, metrics = step(state, split_rows(mesh, batch))
+            tokens += int(batch.lengths_QxN.sum())
+            if (number + 1) % config.log_every == 0 or number + 1 == config.steps:
+                jax.block_until_ready(metrics)
+                writer.write(number + 1, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                tokens, since = 0, time.monotonic()
+            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
+                checkpoints.save(number + 1, state)
+    return state.params

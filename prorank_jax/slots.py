@@ -1,0 +1,75 @@
+"""Tokenising what fills a slot of a prompt: text that can hold no control token, behind a newline."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from prorank_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+def slot_tokenizer(tokenizer: "PreTrainedTokenizerFast", place: str) -> Tokenizer:
+    """A copy of a tokenizer whose control tokens are ordinary text.
+
+    `encode_special_tokens` of the tokenizers library would leave added tokens that are not marked
+    as special (Qwen's <tool_call>) alive. So they leave the copy altogether: as added tokens, and
+    as entries of the vocabulary that merges lead to (Gemma's <start_of_turn> is one). Whitespace
+    and single characters among them control nothing, and stay.
+
+    Raises:
+      InputError: the model still makes a control token of ordinary text.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    control = {
+        token["id"]: token["content"]
+        for token in backend["added_tokens"]
+        if token["special"] or len(token["content"].strip()) > 1
+    }
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] not in control]
+    backend["truncation"] = backend["padding"] = None
+    model = backend["model"]
+    unknown = model.get("unk_token")
+    if model["type"] == "BPE":
+        pieces = {piece for piece, id_ in model["vocab"].items() if id_ in control}
+        # The model needs its unknown token for characters that it lacks; merges must not lead to it.
+        gone = pieces - {unknown}
+        if pieces:
+            model["vocab"] = {piece: id_ for piece, id_ in model["vocab"].items() if piece not in gone}
+            model["merges"] = [pair for pair in model["merges"] if not pieces & {*pair, "".join(pair)}]
+    slots = Tokenizer.from_str(json.dumps(backend))
+    for id_, ids in zip(control, encode_slots(slots, list(control.values())), strict=True):
+        if id_ in ids and control[id_] != unknown:
+            raise InputError(
+                f"{place}: {type(tokenizer).__name__} makes its control token {control[id_]!r} of ordinary "
+                "text, so that a document could forge a prompt; use a model with a BPE tokenizer"
+            )
+    return slots
+
+
+def encode_slots(slots: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text in its slot, in one call of the backend."""
+
+    def encode(batch: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in slots.encode_batch_fast(list(batch), add_special_tokens=False)]
+
+    return behind_newline(encode, texts)
+
+
+def behind_newline(encode: Encode, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts that stand behind a newline.
+
+    SentencePiece tokenizers put a space before a string; behind a newline they do not. Where the
+    newline does not stay a token of its own, a text is tokenised alone.
+    """
+    newline, *behind = encode(["\n", *("\n" + text for text in texts)])
+    found = [ids[len(newline) :] for ids in behind]
+    glued = [index for index, ids in enumerate(behind) if ids[: len(newline)] != newline]
+    for index, ids in zip(glued, encode([texts[index] for index in glued]), strict=True):
+        found[index] = ids
+    return found

@@ -1,0 +1,260 @@
+"""Prompt templates as Jinja text: made from a tokenizer's own chat format, rendered, and completed.
+
+A prompt template takes `messages` with the roles `query` and `document`, optionally `system` (the
+instruction) and `assistant` (an answer); this is what sentence-transformers' CrossEncoder sends.
+It is kept as `chat_template.jinja` in the model folder, and stands for itself: the instruction,
+the header of the assistant's turn and the token that ends the turn are all in the text.
+
+How its pieces become a prompt's token ids is in `prompt.py`.
+"""
+
+import datetime
+import json
+import re
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import nodes as jinja_nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Messages = list[dict[str, str]]
+
+# Brackets, quotes, a newline and a letter beyond ASCII: a template that alters texts alters these too.
+SYSTEM = '<"Systém"\nslot>'
+QUERY = '<"Quéry"\nslot>'
+DOCUMENT = '<"Documént"\nslot>'
+ANSWER = '<"Answér"\nslot>'
+PAIR: Messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
+
+INSTRUCTION = "Decide whether the document is relevant to the query."
+
+# For tokenizers without a chat template: token that marks a format -> its turns, the token that ends one.
+_FORMATS = {
+    "<|im_start|>": (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{{user}}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "<|start_header_id|>": (
+        f"<|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "<start_of_turn>": (
+        f"<start_of_turn>user\n{SYSTEM}\n\n{{user}}<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+}
+_PLAIN = f"{SYSTEM}\n\n{{user}}\nAnswer:\n"
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks an answer for training masks; here it prints what it holds."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[jinja_nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> str:
+    raise TemplateError(message)
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    # Jinja's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _strftime_now(form: str) -> str:
+    # Some chat templates print today's date. A prompt must be the same tomorrow, so it gets the
+    # date that Llama 3.1's template falls back to.
+    return datetime.date(2024, 7, 26).strftime(form)
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+)
+_ENVIRONMENT.filters["tojson"] = _tojson
+_ENVIRONMENT.globals["raise_exception"] = _raise_exception
+_ENVIRONMENT.globals["strftime_now"] = _strftime_now
+
+
+def render(
+    template: str, messages: Messages, tokenizer: "PreTrainedTokenizerFast", add_generation_prompt: bool = True
+) -> str:
+    """Renders a template in a sandbox, with the settings and variables that transformers gives it.
+
+    Raises:
+      jinja2.TemplateError: the template is malformed, refuses the messages, or fails in any other way.
+    """
+    compiled = _ENVIRONMENT.from_string(template)
+    try:
+        return compiled.render(
+            messages=messages, add_generation_prompt=add_generation_prompt, **tokenizer.special_tokens_map
+        )
+    except TemplateError:
+        raise
+    except Exception as error:  # an expression of the template may raise anything
+        raise TemplateError(f"{type(error).__name__}: {error}") from None
+
+
+def chat_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """The tokenizer's own template, the default one where it has several by name."""
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own
+
+
+def is_pair_template(template: str, tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether a template is made for the roles `query` and `document`.
+
+    Chat templates that print every role they meet (Llama 3, SmolLM2) are not: they would print a
+    role of any name.
+
+    Raises:
+      jinja2.TemplateSyntaxError: the template is malformed.
+    """
+    try:
+        rendered = render(template, PAIR, tokenizer)
+    except TemplateSyntaxError:
+        raise
+    except TemplateError:
+        return False
+    if QUERY not in rendered or DOCUMENT not in rendered:
+        return False
+    try:
+        return ANSWER not in render(template, [*PAIR, {"role": "no such role", "content": ANSWER}], tokenizer)
+    except TemplateError:
+        return True
+
+
+def make_template(tokenizer: "PreTrainedTokenizerFast", instruction: str, answers: tuple[str, str]) -> str:
+    """Our prompt in the chat format of a tokenizer, as Jinja text.
+
+    The format is read off the tokenizer's own chat template, else chosen by its special tokens,
+    else plain text. A beginning-of-text token stands in the text where the chat template writes it.
+
+    Args:
+      instruction: what the template says in the system's role when no message does.
+      answers: the answers for "not relevant" and "relevant".
+    """
+    task = f"Answer exactly {answers[1]} if relevant, {answers[0]} if not."
+    user = f"Query:\n{QUERY}\nDocument:\n{DOCUMENT}\n{task}"
+    text = _own_format(tokenizer, user)
+    if text is None:
+        text = _format(tokenizer)[0].replace("{user}", user)
+        if tokenizer.bos_token and tokenizer.encode("a")[0] == tokenizer.bos_token_id:
+            text = tokenizer.bos_token + text
+    content = 'messages | selectattr("role", "eq", "{}") | map(attribute="content")'
+    lines = [
+        f"{{%- set system = ({content.format('system')} | list + [{_literal(instruction)}]) | first | trim -%}}",
+        f"{{%- set query = {content.format('query')} | first | trim -%}}",
+        f"{{%- set document = {content.format('document')} | first | trim -%}}",
+    ]
+    names = {SYSTEM: "system", QUERY: "query", DOCUMENT: "document"}
+    for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
+        if part in names:
+            lines.append(f"{{{{- {names[part]} -}}}}")
+        else:
+            lines += [f"{{{{- {_literal(line)} -}}}}" for line in re.findall(r"[^\n]*\n|[^\n]+", part)]
+    return "\n".join(lines) + "\n"
+
+
+def complete(template: str, tokenizer: "PreTrainedTokenizerFast", instruction: str | None) -> str:
+    """Writes into a template what it leaves to its caller, so that the file alone gives the same prompt.
+
+    These are the instruction (where one is given), `add_generation_prompt` (CrossEncoder does not
+    set it) and the end of an assistant's turn. A template that has them is returned unchanged.
+
+    Raises:
+      jinja2.TemplateError: the template cannot be rendered, or has no place for the instruction.
+    """
+    if instruction is not None:
+        if SYSTEM not in render(template, [{"role": "system", "content": SYSTEM}, *PAIR], tokenizer):
+            raise TemplateError("it prints no `system` message, so prompt.instruction has no place in it")
+        told: Messages = [{"role": "system", "content": instruction}, *PAIR]
+        if render(template, told, tokenizer) != render(template, PAIR, tokenizer):
+            message = f'{{"role": "system", "content": {_literal(instruction)}}}'
+            template = (
+                '{% if messages[0].role != "system" %}'
+                f"{{% set messages = [{message}] + messages %}}{{% endif %}}\n{template}"
+            )
+    if render(template, PAIR, tokenizer, add_generation_prompt=False) != render(template, PAIR, tokenizer):
+        template = "{% set add_generation_prompt = true %}\n" + template
+    try:
+        answered = render(template, [*PAIR, {"role": "assistant", "content": ANSWER}], tokenizer)
+    except TemplateError:  # it refuses the role, and would refuse it with our lines as well
+        return template
+    end = own_turn_end(tokenizer)
+    if ANSWER not in answered and end:
+        template = (
+            # Jinja drops the newline at the end of a file, which must not come back in the middle of one.
+            template.removesuffix("\n")
+            + '{%+ for message in messages if message.role == "assistant" %}'
+            + f"{{{{ message.content }}}}{{{{ {_literal(end)} }}}}{{% endfor %}}\n"
+        )
+    return template
+
+
+def turn_end(template: str, before: Messages, tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """The added token that a template writes right after an assistant's message, if it writes one."""
+    try:
+        rendered = render(
+            template, [*before, {"role": "assistant", "content": ANSWER}], tokenizer, add_generation_prompt=False
+        )
+    except TemplateError:
+        return None
+    ids = template_ids(tokenizer, rendered.partition(ANSWER)[2].lstrip())
+    added = tokenizer.added_tokens_decoder
+    return str(added[ids[0]]) if ids and ids[0] in added else None
+
+
+def own_turn_end(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """The token that ends a turn in the tokenizer's own chat format; its end-of-text token otherwise."""
+    chat = chat_template(tokenizer)
+    end = turn_end(chat, [{"role": "user", "content": QUERY}], tokenizer) if chat else None
+    return end or _format(tokenizer)[1]
+
+
+def template_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """The ids of template text, control tokens included, nothing added."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+    return ids
+
+
+def _own_format(tokenizer: "PreTrainedTokenizerFast", user: str) -> str | None:
+    """A system and a user turn in the tokenizer's own chat format; None where it has none that works."""
+    chat = chat_template(tokenizer)
+    if not chat:
+        return None
+    system: Messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
+    # Gemma 2 refuses a system message, others drop it silently: then it opens the user's turn.
+    folded: Messages = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
+    for messages in (system, folded):
+        try:
+            text = render(chat, messages, tokenizer)
+        except TemplateError:
+            continue
+        if text.count(SYSTEM) == 1 and text.count(user) == 1:
+            return text
+    return None
+
+
+def _format(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str | None]:
+    """The turns, and the token that ends one, of the chat format whose tokens the tokenizer has."""
+    known = tokenizer.backend_tokenizer.token_to_id
+    for mark, (turns, end) in _FORMATS.items():
+        if known(mark) is not None and known(end) is not None:
+            return turns, end
+    return _PLAIN, tokenizer.eos_token
+
+
+def _literal(text: str) -> str:
+    """A Jinja string literal; its escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

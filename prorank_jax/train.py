@@ -1,0 +1,86 @@
+"""A whole run: base model -> prompt warmup -> score learning -> exported folder, in one run folder.
+
+    config.yaml   the resolved configuration
+    warmup/, score/   checkpoints/<step>/, metrics.jsonl, TensorBoard events
+    export/   the model
+
+Started again on the same folder, a run goes on where it stopped; a finished stage is only read back.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from prorank_jax.config import RunConfig, differences, dump_config, load_config
+from prorank_jax.data.beir import read_beir
+from prorank_jax.data.candidates import candidates, write_atomically
+from prorank_jax.data.examples import Groups, Pairs
+from prorank_jax.errors import InputError
+from prorank_jax.export import export_model
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.hf import load_pretrained
+from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
+from prorank_jax.runtime.mesh import make_mesh
+from prorank_jax.scoring.stage import train_score
+from prorank_jax.warmup.stage import train_warmup
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves in memory: the parameters before and after each stage (a skipped stage changes nothing)."""
+
+    decoder: Decoder
+    prompt: Prompt
+    base: Params
+    warmed_up: Params
+    final: Params
+    export: Path
+
+
+def train(config: RunConfig, workdir: Path) -> Trained:
+    """Runs the stages that the configuration names, and exports the result to `workdir/export`.
+
+    Raises:
+      InputError: before any training, for bad input: model, tokenizer, prompt, collection, mesh, or a `workdir` made
+        with another configuration.
+    """
+    pretrained = load_pretrained(config.model.base)
+    prompt = build_prompt(load_tokenizer(pretrained.folder), config.prompt, place=config.model.base)
+    decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
+    mesh = make_mesh(config.mesh)
+    collection = read_beir(config.data.path, config.data.split)
+    open_run_folder(config, workdir)
+    run = candidates(collection, config.data.candidates, config.data.depth)
+
+    warmed_up = pretrained.params
+    if config.warmup is not None:
+        pairs = Pairs.from_collection(collection, run, config.data.relevant_from)
+        warmed_up = train_warmup(config, decoder, warmed_up, prompt, pairs, mesh, workdir / "warmup")
+    final = warmed_up
+    if config.score is not None:
+        groups = Groups.from_collection(collection, run, config.data.relevant_from)
+        final = train_score(config, decoder, final, prompt, groups, mesh, workdir / "score")
+    export_model(workdir / "export", pretrained, final, prompt)
+    return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export")
+
+
+def open_run_folder(config: RunConfig, workdir: Path) -> None:
+    """Makes the run folder, or checks that it belongs to this configuration.
+
+    Raises:
+      InputError: the folder was made with another configuration; says which keys differ.
+    """
+    path = workdir / "config.yaml"
+    if path.exists():
+        if changed := differences(load_config(path), config):
+            raise InputError(
+                f"{workdir}: made with another configuration ({'; '.join(changed)}); "
+                "use that configuration to go on, or another --workdir"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dump_config(config))
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None

@@ -1,0 +1,1 @@
+"""Stage one, prompt warmup: GRPO teaches the model to answer 0 or 1."""

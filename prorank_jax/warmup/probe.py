@@ -1,0 +1,51 @@
+"""What a model answers to the relevance prompt: how often in the right format, how often rightly."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax import Array
+
+from prorank_jax.data.loader import pad_prompts
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.prefix import prefill
+from prorank_jax.prompt import Prompt
+from prorank_jax.warmup.rewards import format_reward, read_answers, relevance_reward
+from prorank_jax.warmup.rollout import sample
+
+_ROWS = 64
+
+
+def answer_rates(
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    pairs: Sequence[tuple[str, str]],
+    labels: np.ndarray,
+    *,
+    samples: int = 8,
+    max_new_tokens: int = 4,
+    seed: int = 0,
+) -> dict[str, float]:
+    """`format_rate` and `accuracy` of answers sampled at temperature 1, over all pairs and `samples` of each.
+
+    An answer out of format counts as wrong. `labels` is int [len(pairs)], 0 or 1.
+    """
+
+    @jax.jit
+    def rewards(params: Params, tokens_PxL: Array, lengths_P: Array, labels_P: Array, keys_P: Array) -> Array:
+        prefix = prefill(decoder, params, tokens_PxL, lengths_P)
+        rollout = sample(decoder, params, prefix, keys_P, samples, max_new_tokens, 1.0, prompt.end_id)
+        answers = read_answers(rollout.tokens_PxGxT, prompt.answer_ids, prompt.end_id)
+        return jax.numpy.stack([format_reward(answers, labels_P), relevance_reward(answers, labels_P)]).mean(axis=2)
+
+    prompts = prompt.encode_batch(pairs)
+    keys = jax.random.split(jax.random.key(seed), len(prompts))
+    totals = np.zeros(2)
+    for start in range(0, len(prompts), _ROWS):
+        real = min(_ROWS, len(prompts) - start)
+        rows = np.minimum(np.arange(start, start + _ROWS), len(prompts) - 1)  # the last batch is filled up
+        tokens, lengths = pad_prompts([prompts[i] for i in rows], prompt.max_length, prompt.pad_id)
+        totals += np.asarray(rewards(params, tokens, lengths, labels[rows], keys[rows]))[:, :real].sum(axis=1)
+    format_rate, accuracy = totals / len(prompts)
+    return {"format_rate": float(format_rate), "accuracy": float(accuracy)}

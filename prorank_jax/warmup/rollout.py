@@ -1,0 +1,119 @@
+"""Group rollouts against one shared prefix: each prompt is computed once, and G completions are decoded from it.
+
+All P x G completions stand in one row per prompt. The prompt's keys and values are the `Prefix`, which no completion
+copies; the completions' own keys and values fill a buffer of T x G slots, and a mask keeps the samples apart.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from prorank_jax.model.decoder import Decoder, KeyValues, Params
+from prorank_jax.model.prefix import Prefix
+from prorank_jax.warmup.grpo import entropy
+
+
+class Rollout(NamedTuple):
+    """Sampled completions [P, G, T]; `mask` is 1 up to and including the end of the turn, 0 behind it."""
+
+    tokens_PxGxT: Array
+    mask_PxGxT: Array
+
+
+def sample(
+    decoder: Decoder,
+    params: Params,
+    prefix: Prefix,
+    keys_P: Array,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    end_id: int,
+) -> Rollout:
+    """Samples `group_size` completions of each prompt, together, until all have ended.
+
+    Args:
+      keys_P: one random key per prompt, so that a prompt's completions do not depend on what shares its batch.
+      end_id: the token that ends the turn; behind it the tokens are `end_id` and masked.
+    """
+    P, G, T = len(prefix.lengths_P), group_size, max_new_tokens
+    layers, _, _, K, H = prefix.cache.keys.shape
+    empty = jnp.zeros((layers, P, T * G, K, H), prefix.cache.keys.dtype)
+    sees_prompt = jnp.broadcast_to(prefix.valid_PxL[:, None, :], (P, G, prefix.valid_PxL.shape[1]))
+    same_sample = jnp.eye(G, dtype=bool)
+
+    def draw(logits_PxGxV: Array, t: Array) -> Array:
+        def one(key: Array, logits_GxV: Array) -> Array:
+            return jax.random.categorical(jax.random.fold_in(key, t), logits_GxV / temperature, shape=(G,))
+
+        return jax.vmap(one)(keys_P, logits_PxGxV).astype(jnp.int32)
+
+    State = tuple[Array, KeyValues, Array, Array]
+
+    def unfinished(state: State) -> Array:
+        t, _, _, ended_PxG = state
+        return (t < T) & ~ended_PxG.all()
+
+    def decode(state: State) -> State:
+        t, buffer, tokens_TxPxG, ended_PxG = state
+        written = jnp.tile(same_sample, (1, T)) & (jnp.repeat(jnp.arange(T), G) < t - 1)[None]
+        own = jnp.broadcast_to(jnp.concatenate([written, same_sample], axis=1), (P, G, T * G + G))
+        hidden_PxGxD, new = decoder.forward(
+            params,
+            tokens_TxPxG[t - 1],
+            jnp.broadcast_to(prefix.lengths_P[:, None] + t - 1, (P, G)),
+            jnp.concatenate([sees_prompt, own], axis=2),
+            (prefix.cache, buffer),
+        )
+        buffer = KeyValues(
+            *(lax.dynamic_update_slice_in_dim(old, x, (t - 1) * G, axis=2) for old, x in zip(buffer, new, strict=True))
+        )
+        drawn = jnp.where(ended_PxG, end_id, draw(decoder.unembed(params, hidden_PxGxD), t))
+        tokens_TxPxG = lax.dynamic_update_index_in_dim(tokens_TxPxG, drawn, t, axis=0)
+        return t + 1, buffer, tokens_TxPxG, ended_PxG | (drawn == end_id)
+
+    first_logits = jnp.broadcast_to(
+        decoder.unembed(params, prefix.last_PxD)[:, None], (P, G, decoder.config.vocabulary)
+    )
+    first = draw(first_logits, jnp.zeros((), jnp.int32))
+    tokens = jnp.full((T, P, G), end_id, jnp.int32).at[0].set(first)
+    state = (jnp.ones((), jnp.int32), KeyValues(empty, empty), tokens, first == end_id)
+    _, _, tokens_TxPxG, _ = lax.while_loop(unfinished, decode, state)
+    tokens_PxGxT = tokens_TxPxG.transpose(1, 2, 0)
+    ended_before = jnp.cumsum(tokens_PxGxT == end_id, axis=2) - (tokens_PxGxT == end_id)
+    return Rollout(tokens_PxGxT, (ended_before == 0).astype(jnp.float32))
+
+
+def completion_log_probs(
+    decoder: Decoder, params: Params, prefix: Prefix, tokens_PxGxT: Array, temperature: float
+) -> tuple[Array, Array]:
+    """Log-probability of each completion token, and the entropy at its place: both float32 [P, G, T].
+
+    The first token is judged by the prompt's last hidden state, once for the whole group; the others by one
+    forward pass of all G completions of a prompt as one row against the shared prefix.
+    """
+    P, G, T = tokens_PxGxT.shape
+    fed = tokens_PxGxT[:, :, :-1].reshape(P, G * (T - 1))
+    t, g = jnp.tile(jnp.arange(T - 1), G), jnp.repeat(jnp.arange(G), T - 1)
+    own = (g[:, None] == g[None, :]) & (t[None, :] <= t[:, None])
+    mask = jnp.concatenate(
+        [
+            jnp.broadcast_to(prefix.valid_PxL[:, None, :], (P, len(t), prefix.valid_PxL.shape[1])),
+            jnp.broadcast_to(own, (P, *own.shape)),
+        ],
+        axis=2,
+    )
+    positions = prefix.lengths_P[:, None] + t[None, :]
+    hidden, _ = decoder.forward(params, fed, positions, mask, (prefix.cache,))
+
+    first_PxV = decoder.unembed(params, prefix.last_PxD) / temperature
+    later_PxGxTxV = decoder.unembed(params, hidden.reshape(P, G, T - 1, -1)) / temperature
+    first = jnp.take_along_axis(jax.nn.log_softmax(first_PxV), tokens_PxGxT[:, :, 0], axis=1)
+    later = jnp.take_along_axis(jax.nn.log_softmax(later_PxGxTxV), tokens_PxGxT[:, :, 1:, None], axis=3)[..., 0]
+    log_probs = jnp.concatenate([first[:, :, None], later], axis=2)
+    entropies = jnp.concatenate(
+        [jnp.broadcast_to(entropy(first_PxV)[:, None, None], (P, G, 1)), entropy(later_PxGxTxV)], axis=2
+    )
+    return log_probs, entropies
