@@ -47,7 +47,7 @@ TEST = [
     "types-PyYAML>=6.0.12",
 ]
 BENCH = [*REFERENCE, "trl>=1.16.0"]
-SERVE = ["starlette>=1.10.0", "uvicorn>=0.54.0"]
+SERVE = ["fastapi", "uvicorn>=0.54.0"]
 
 setup(
     name="prorank-jax",

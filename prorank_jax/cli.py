@@ -11,13 +11,9 @@ import typer
 
 from prorank_jax.errors import InputError
 
-# Typer carries a click of its own; the class of its usage errors is reached through one that it exports.
-_UsageError = typer.BadParameter.__mro__[1]
-
 app = typer.Typer(
     name="prorank",
     help="Turn a small decoder language model into a document reranker, and measure it.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -28,21 +24,26 @@ MaxLength = Annotated[int | None, typer.Option(help="Tokens of a prompt [default
 Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
 
 
+@app.callback(invoke_without_command=True)
+def _help_without_a_verb(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 @app.command()
 def demo(
     workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the collection and of the training.")] = 0,
 ) -> None:
     """The whole way on a built-in tiny model and a generated collection: a CPU, minutes."""
-    from prorank_jax.demo.run import run_demo
+    from prorank_jax.demo.run import DEPTH, run_demo
     from prorank_jax.report import markdown_table
 
     summary = run_demo(workdir, seed)
     titles = {"bm25": "BM25", "base": "base model", "warmup": "after prompt warmup", "score": "after score learning"}
     rows = {titles[name]: row for name, row in summary["rows"].items()}
-    print(
-        f"\n{summary['queries']} queries on unseen towns, BM25's best 30 places reranked, {summary['seconds']:.0f} s\n"
-    )
+    what = f"{summary['queries']} queries on unseen towns, BM25's best {DEPTH} places reranked"
+    print(f"\n{what}, {summary['seconds']:.0f} s\n")
     print(markdown_table(rows))
     print(f"\nmodel: {workdir / 'export'}   curves: {workdir / 'curves.png'}   figures: {workdir / 'summary.json'}")
 
@@ -50,8 +51,8 @@ def demo(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: warmup.steps=50 ...")] = None,
-    workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")] = ...,
 ) -> None:
     """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
     from prorank_jax.config import load_config
@@ -63,8 +64,8 @@ def train(
 
 @app.command()
 def evaluate(
+    data: Annotated[Path, typer.Option(help="BEIR folder of the collection.")],
     model: Annotated[str | None, typer.Argument(help="Model folder, hub id, or builtin:tiny.")] = None,
-    data: Annotated[Path, typer.Option(help="BEIR folder of the collection.")] = ...,
     split: Annotated[str, typer.Option(help="Whose queries and judgements: qrels/SPLIT.tsv.")] = "test",
     first_stage: Annotated[str, typer.Option(help="bm25, or the path of a TREC run.")] = "bm25",
     depth: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
@@ -98,7 +99,7 @@ def evaluate(
 def rerank(
     model: Model,
     documents: Annotated[Path, typer.Argument(help="Text file, one document a line; - is standard input.")],
-    query: Annotated[str, typer.Option(help="The query.")] = ...,
+    query: Annotated[str, typer.Option(help="The query.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print [default: all].")] = None,
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
@@ -135,8 +136,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except InputError as error:
         status = _refuse(str(error))
-    except _UsageError as error:
-        status = _refuse(f"{error}; see prorank --help")
+    except typer.TyperException as error:
+        status = _refuse(f"{error.format_message().rstrip('.')}; see prorank --help")
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     sys.exit(status)

@@ -111,7 +111,7 @@ class Prompt:
         """The ids of a prompt for each pair (query, document), at most `max_length` of them.
 
         Texts are stripped of surrounding whitespace, and lone surrogates (which no tokenizer takes)
-        become U+FFFD. A query is cut to three quarters of the room, as mxbai-rerank does; then the
+        become U+FFFD. A query is cut to three quarters of the room (after mxbai-rerank); then the
         document is cut to what is left. The template is never cut.
         """
         queries = self._slot((query for query, _ in pairs), self.query_end)
@@ -203,16 +203,17 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [template_ids(tokenizer, text) for text in texts]
 
-    slots = slot_tokenizer(tokenizer, place)
     document_first = rendered.index(DOCUMENT) < rendered.index(QUERY)
     first, second = (DOCUMENT, QUERY) if document_first else (QUERY, DOCUMENT)
     head, _, rest = rendered.partition(first)
     middle, _, tail = rest.partition(second)
     ends = [text[: len(text) - len(text.lstrip("\n"))] for text in (middle, tail)]
     middle, tail = middle.lstrip("\n"), tail.lstrip("\n")
+    middle_ids, tail_ids = behind_newline(encode, [middle, tail])
+    answer_ids = _answer_ids(tokenizer, tail, tail_ids, encode, config.answers, place)
+    slots = slot_tokenizer(tokenizer, place)
     first_end, second_end = (Newlines(end, encode_slots(slots, [end])[0]) for end in ends)
     query_end, document_end = (second_end, first_end) if document_first else (first_end, second_end)
-    middle_ids, tail_ids = behind_newline(encode, [middle, tail])
     end_token = turn_end(template, PAIR, tokenizer) or own_turn_end(tokenizer)
     if end_token is None:
         raise InputError(f"{place}: no token ends the assistant's turn; set eos_token in tokenizer_config.json")
@@ -223,7 +224,7 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
         template=template,
         max_length=config.max_length,
         answers=config.answers,
-        answer_ids=_answer_ids(tokenizer, tail, tail_ids, encode, config.answers, place),
+        answer_ids=answer_ids,
         end_id=end_id,
         pad_id=next(pad for pad in pads if pad is not None),
         head_ids=encode([head])[0],

@@ -26,11 +26,11 @@ _PANELS = (
         {"reward": "total", "rewards/format/mean": "format", "rewards/relevance/mean": "relevance"},
     ),
     Panel("warmup", "share of completions", {"format_rate": "right format", "accuracy": "right answer"}),
-    Panel("warmup", "groups whose rewards are all equal", {"frac_reward_zero_std": "share"}),
+    Panel("warmup", "groups of equal rewards", {"frac_reward_zero_std": "share"}),
     Panel("warmup", "KL to the base model (nats)", {"kl": "KL"}),
     Panel("score", "loss", {"loss": "loss"}),
-    Panel("score", "groups with a best document first", {"top1_accuracy": "share"}),
-    Panel("score", "score of relevant less of others", {"margin": "margin"}),
+    Panel("score", "best document ranked first", {"top1_accuracy": "share"}),
+    Panel("score", "margin: relevant less others", {"margin": "margin"}),
     Panel("score", "gradient norm", {"grad_norm": "gradient norm"}),
 )
 

@@ -10,17 +10,17 @@ shapes are compiled. A score does not depend on what shares its batch beyond rou
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.data.loader import pad_prompts
@@ -37,7 +37,8 @@ _CHUNK = 4096
 _TOKENS_PER_BATCH = 8192
 
 
-class Hit(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Hit:
     """A ranked document: its place in the list given, its score (a difference of two logits), its text."""
 
     index: int
@@ -71,14 +72,20 @@ class Reranker:
             raise InputError(f"dtype={dtype!r}: not known; use float32 or bfloat16")
         pretrained = load_pretrained(source)
         tokenizer = load_tokenizer(pretrained.folder)
-        answers = PromptConfig.model_fields["answers"].default
+        config = PromptConfig(max_length=DEFAULT_MAX_LENGTH)
         head = pretrained.folder / LOGIT_SCORE / "config.json"
-        if head.exists():
-            ids = json.loads(head.read_text(encoding="utf-8"))
-            answers = tuple(tokenizer.decode([ids[f"{answer}_token_id"]]) for answer in ("false", "true"))
-            max_length = max_length or tokenizer.model_max_length
-        config = PromptConfig(max_length=max_length or DEFAULT_MAX_LENGTH, answers=answers)
+        answer_ids = _read_answer_ids(head) if head.exists() else None
+        if answer_ids is not None:
+            no, yes = (str(tokenizer.decode([id_])) for id_ in answer_ids)
+            config = PromptConfig(max_length=tokenizer.model_max_length, answers=(no, yes))
         prompt = build_prompt(tokenizer, config, place=str(source))
+        if answer_ids not in (None, prompt.answer_ids):
+            raise InputError(
+                f"{head}: scores tokens {answer_ids}, but the prompt is answered by {prompt.answer_ids}; "
+                "export the model again"
+            )
+        if max_length is not None:
+            prompt = dataclasses.replace(prompt, max_length=max_length)
         return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
 
     @property
@@ -92,7 +99,7 @@ class Reranker:
         return self.decoder.dtype.name
 
     @cached_property
-    def _score(self):
+    def _score(self) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
         return jax.jit(partial(relevance_scores, self.decoder, answer_ids=self.prompt.answer_ids))
 
     def predict(
@@ -102,19 +109,22 @@ class Reranker:
 
         Args:
           batch_size: prompts computed together; default: as many as make about 8,000 tokens.
-          show_progress: a progress bar on a terminal.
+          show_progress: a progress bar on a terminal, plain lines elsewhere, on standard error.
         """
         scores = np.empty(len(pairs), np.float32)
-        starts = range(0, len(pairs), _CHUNK)
         console = Console(stderr=True)
-        hide = not (show_progress and console.is_terminal)
-        for start in track(starts, "reranking", console=console, disable=hide):
-            prompts = self.prompt.encode_batch(pairs[start : start + _CHUNK])
-            pending: list[tuple[list[int], Array]] = []
-            for rows, tokens_BxL, lengths_B in self._batches(prompts, batch_size):
-                pending.append((rows, self._score(self.params, tokens_BxL, lengths_B)))
-            for rows, batch_scores in pending:
-                scores[[start + row for row in rows]] = np.asarray(batch_scores)[: len(rows)]
+        with Progress(console=console, disable=not (show_progress and console.is_terminal)) as progress:
+            task = progress.add_task("reranking", total=len(pairs))
+            for start in range(0, len(pairs), _CHUNK):
+                prompts = self.prompt.encode_batch(pairs[start : start + _CHUNK])
+                pending: list[tuple[list[int], Array]] = []
+                for rows, tokens_BxL, lengths_B in self._batches(prompts, batch_size):
+                    pending.append((rows, self._score(self.params, tokens_BxL, lengths_B)))
+                for rows, batch_scores in pending:
+                    scores[[start + row for row in rows]] = np.asarray(batch_scores)[: len(rows)]
+                    progress.advance(task, len(rows))
+                if show_progress and not console.is_terminal:
+                    print(f"reranking {start + len(prompts)}/{len(pairs)}", file=sys.stderr)
         return scores
 
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Hit]:
@@ -126,7 +136,10 @@ class Reranker:
     def _batches(
         self, prompts: list[list[int]], batch_size: int | None
     ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        """Rows (positions in `prompts`) and their padded tokens, by falling length; every batch of a length is full."""
+        """Rows (positions in `prompts`) and their padded tokens, by falling length.
+
+        The last batch is filled up to a power of two: few shapes, and little wasted on a handful of documents.
+        """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         start = 0
         while start < len(order):
@@ -134,7 +147,7 @@ class Reranker:
             size = batch_size or max(_TOKENS_PER_BATCH // length, 1)
             rows = order[start : start + size]
             start += len(rows)
-            filled = rows + rows[-1:] * (size - len(rows))
+            filled = rows + rows[-1:] * (min(size, 1 << (len(rows) - 1).bit_length()) - len(rows))
             yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
 
     def _padded(self, length: int) -> int:
@@ -144,3 +157,12 @@ class Reranker:
                 if length <= size:
                     return min(size, self.prompt.max_length)
         return self.prompt.max_length
+
+
+def _read_answer_ids(head: Path) -> tuple[int, int]:
+    """The tokens of the answers "0" and "1" whose logits an exported folder names as its score."""
+    try:
+        ids = json.loads(head.read_text(encoding="utf-8"))
+        return int(ids["false_token_id"]), int(ids["true_token_id"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{head}: does not name false_token_id and true_token_id; export the model again") from None

@@ -31,17 +31,20 @@ def slot_tokenizer(tokenizer: "PreTrainedTokenizerFast", place: str) -> Tokenize
         for token in backend["added_tokens"]
         if token["special"] or len(token["content"].strip()) > 1
     }
-    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] not in control]
+    kept = [token for token in backend["added_tokens"] if token["id"] not in control]
     backend["truncation"] = backend["padding"] = None
     model = backend["model"]
     unknown = model.get("unk_token")
     if model["type"] == "BPE":
         pieces = {piece for piece, id_ in model["vocab"].items() if id_ in control}
-        # The model needs its unknown token for characters that it lacks; merges must not lead to it.
-        gone = pieces - {unknown}
         if pieces:
+            # The model needs its unknown token for characters that it lacks; merges must not lead to it.
+            gone = pieces - {unknown}
             model["vocab"] = {piece: id_ for piece, id_ in model["vocab"].items() if piece not in gone}
             model["merges"] = [pair for pair in model["merges"] if not pieces & {*pair, "".join(pair)}]
+        # An added token that the vocabulary lacks is numbered anew when the copy is read.
+        model["vocab"] |= {token["content"]: token["id"] for token in kept}
+    backend["added_tokens"] = kept if model["type"] == "BPE" else []
     slots = Tokenizer.from_str(json.dumps(backend))
     for id_, ids in zip(control, encode_slots(slots, list(control.values())), strict=True):
         if id_ in ids and control[id_] != unknown:

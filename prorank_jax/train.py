@@ -21,9 +21,11 @@ from prorank_jax.export import export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
-from prorank_jax.runtime.mesh import make_mesh
+from prorank_jax.runtime.mesh import check_rows, make_mesh
 from prorank_jax.scoring.stage import train_score
 from prorank_jax.warmup.stage import train_warmup
+
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,44 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     prompt = build_prompt(load_tokenizer(pretrained.folder), config.prompt, place=config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
     mesh = make_mesh(config.mesh)
+    if config.warmup is not None:
+        check_rows(mesh, "warmup.prompts_per_step", config.warmup.prompts_per_step)
+    if config.score is not None:
+        check_rows(mesh, "score.queries_per_step", config.score.queries_per_step)
+    check_run_folder(config, workdir)
     collection = read_beir(config.data.path, config.data.split)
-    open_run_folder(config, workdir)
     run = candidates(collection, config.data.candidates, config.data.depth)
+    pairs = Pairs.from_collection(collection, run, config.data.relevant_from)
+    groups = Groups.from_collection(collection, run, config.data.relevant_from)
+    open_run_folder(config, workdir)
 
     warmed_up = pretrained.params
     if config.warmup is not None:
-        pairs = Pairs.from_collection(collection, run, config.data.relevant_from)
         warmed_up = train_warmup(config, decoder, warmed_up, prompt, pairs, mesh, workdir / "warmup")
     final = warmed_up
     if config.score is not None:
-        groups = Groups.from_collection(collection, run, config.data.relevant_from)
         final = train_score(config, decoder, final, prompt, groups, mesh, workdir / "score")
     export_model(workdir / "export", pretrained, final, prompt)
     return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export")
 
 
-def open_run_folder(config: RunConfig, workdir: Path) -> None:
-    """Makes the run folder, or checks that it belongs to this configuration.
+def check_run_folder(config: RunConfig, workdir: Path) -> None:
+    """Refuses a run folder that was made with another configuration; says which keys differ."""
+    path = workdir / CONFIG_FILE
+    if path.exists() and (changed := differences(load_config(path), config)):
+        raise InputError(
+            f"{workdir}: made with another configuration ({'; '.join(changed)}); "
+            "use that configuration to go on, or another --workdir"
+        )
 
-    Raises:
-      InputError: the folder was made with another configuration; says which keys differ.
+
+def open_run_folder(config: RunConfig, workdir: Path) -> None:
+    """Makes the run folder and keeps the configuration in it.
+
+    Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
     """
-    path = workdir / "config.yaml"
-    if path.exists():
-        if changed := differences(load_config(path), config):
-            raise InputError(
-                f"{workdir}: made with another configuration ({'; '.join(changed)}); "
-                "use that configuration to go on, or another --workdir"
-            )
-        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, dump_config(config))
+        write_atomically(workdir / CONFIG_FILE, dump_config(config))
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 # A command that is started twice, as the resume tests do, compiles its step once.
@@ -74,4 +75,90 @@ def shared() -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: see `_write_tiny_model`."""
+    return _write_tiny_model(tmp_path_factory.mktemp("tiny_model"), tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an unembedding of its own."""
+    return _write_tiny_model(tmp_path_factory.mktemp("untied_model"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of BEIR folders from the generated world: `train` (3 towns, 6 queries, 72 documents) and `test` (2)."""
+    from prorank_jax.demo import world
+
+    folder = tmp_path_factory.mktemp("tiny_collection")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "SPLITS", {"train": 3, "test": 2})
+        world.write_world(folder, seed=0)
+    return folder
+
+
+def _write_tiny_model(folder: Path, tied: bool) -> Path:
+    """A Qwen2 of 40,000 random weights, and a byte-level BPE tokenizer that splits text as Qwen's does.
+
+    It mostly answers 0 or 1 and ends its turn, so that the rewards of its rollouts differ.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from prorank_jax.demo.pretrain import CHAT_TEMPLATE, HF_CONFIG, SPECIAL_TOKENS
+    from prorank_jax.demo.world import towns
+    from prorank_jax.model.decoder import Decoder
+    from prorank_jax.model.families import decoder_config
+    from prorank_jax.model.hf import save_pretrained
+    from prorank_jax.templates import INSTRUCTION
+
+    backend = Tokenizer(models.BPE())
+    qwen_split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(qwen_split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    # Punctuation glued to a newline, and a newline to another, are tokens too: there joined pieces could go wrong.
+    texts = [place.text.replace(". ", ".\n") + "?\n!\n:\n\n" for town in towns(1, 4) for place in town.places]
+    backend.train_from_iterator(
+        [*texts, *["system\nuser\nassistant\nQuery:\nDocument:\n" + INSTRUCTION] * 9],
+        trainers.BpeTrainer(
+            vocab_size=700,
+            special_tokens=SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(folder)
+
+    shape = {"vocab_size": 700, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    hf_config = {**HF_CONFIG, **shape, **heads, "tie_word_embeddings": tied}
+    config = decoder_config(hf_config, str(folder))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + rng.normal(0.0, 0.2, leaf.shape).astype(np.float32),
+        Decoder(config).init(jax.random.key(0)),
+    )
+    # Values carry a constant into coordinate 0, where only the answers and the end of the turn lie.
+    params["layers"]["attention"]["value"]["bias"][..., 0] = 1.0
+    params["layers"]["attention"]["output"]["kernel"][:, :, 0, 0] = 1.0
+    unembedding = params["embedding" if tied else "unembedding"]
+    unembedding[:, 0] = 0.0
+    unembedding[[backend.token_to_id(token) for token in ("0", "1", "<|im_end|>")], 0] = 6.0
+    save_pretrained(folder, params, config, hf_config)
     return folder

@@ -32,7 +32,7 @@ def trec_eval(qrels: dict[str, dict[str, int]], run: dict[str, list[tuple[str, f
 def test_bm25_by_hand():
     run = bm25_run(DRINKS, depth=10)
     # Lucene's BM25: idf * tf / (tf + k1 * (1 - b + b * length / mean length)), without the factor k1 + 1.
-    # Stemmed, and without stop words ("and", "more" stays), lengths are 2, 2, 3, 1, 0: mean 1.6.
+    # Without the stop word "and" the lengths are 2, 2, 3, 1, 0: mean 1.6.
     idf = math.log(1 + (5 - 3 + 0.5) / (3 + 0.5))
     score = {length: idf / (1 + 0.9 * (0.6 + 0.4 * length / 1.6)) for length in (2, 3)}
     twice = idf * 2 / (2 + 0.9 * (0.6 + 0.4 * 3 / 1.6))
@@ -40,9 +40,11 @@ def test_bm25_by_hand():
     np.testing.assert_allclose([s for _, s in run["q1"]], [twice, score[2], score[2]], rtol=1e-6)
 
 
-def test_documents_without_a_word_of_the_query_are_no_candidates():
-    assert [name for name, _ in bm25_run(DRINKS, depth=10)["q1"]] == ["d3", "d1", "d2"]
-    assert bm25_run(DRINKS, depth=10)["q2"] == []
+# One depth below and one above the size of the corpus.
+@pytest.mark.parametrize("depth", [3, 10])
+def test_documents_without_a_word_of_the_query_are_no_candidates(depth):
+    assert [name for name, _ in bm25_run(DRINKS, depth)["q1"]] == ["d3", "d1", "d2"]
+    assert bm25_run(DRINKS, depth)["q2"] == []
 
 
 def test_a_document_with_the_id_of_the_query_is_dropped_and_does_not_cost_a_place():

@@ -101,16 +101,19 @@ def test_the_hub_is_only_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _find("hugging face hub").detail.startswith("downloads allowed (not tried), from https://")
 
 
-def test_folders_that_cannot_be_written_are_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", ["home", "home/hub"])
+def test_folders_that_cannot_be_written_are_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closed: str) -> None:
+    """The nearest folder that exists decides: the cache itself, or where it would be made."""
+    (tmp_path / closed).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there" / "yet"))
-    assert _find("current folder") == Check("current folder", True, str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "hub"))
     assert _find("hub cache").remedy == ""
     # The tests may run as root, whom no permission stops.
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / closed)
+    assert _find("current folder") == Check("current folder", True, str(tmp_path))
     check = _find("hub cache")
     assert check.ok
-    assert check.detail == f"{tmp_path}/not/there/yet is not writable"
+    assert check.detail == f"{tmp_path}/home/hub is not writable"
     assert check.remedy == "set HF_HOME to a folder that you may write to"
 
 

@@ -1,7 +1,8 @@
 """Training examples: what a pair and a group hold, and that a batch depends on seed and step alone."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ class FakePrompt:
 
     def encode_batch(self, pairs):
         return [[ord(query[-1])] + [int(document.split()[1])] * (1 + len(document) % 2) for query, document in pairs]
+
+
+PROMPT: Any = FakePrompt()
 
 
 def named(pair: tuple[str, str]) -> tuple[str, int]:
@@ -167,7 +171,7 @@ def test_a_corpus_too_small_for_a_group_leaves_places_free():
     groups, labels = stream.batch(0, 0, 1, 4)
     assert groups == [[("query a", "document 1"), ("query a", "document 2")]]
     assert labels.tolist() == [[1, 0, 0, 0]]
-    batch = group_batch(stream, FakePrompt(), 1, 4, 0, 0)
+    batch = group_batch(stream, PROMPT, 1, 4, 0, 0)
     assert batch.mask_QxN.tolist() == [[True, True, False, False]]
     assert batch.tokens_QxNxL[0, 2:].tolist() == [[99] * 5] * 2
     assert batch.lengths_QxN.tolist() == [[2, 2, 1, 1]]
@@ -179,6 +183,16 @@ def test_the_document_with_the_id_of_the_query_is_no_example():
     for step in range(20):
         pairs, _ = Pairs.from_collection(own, {}, 1).batch(0, step, 2)
         assert pairs == [("query a", "document 1"), ("query a", "document 2")]
+
+
+def test_a_copy_of_a_positive_is_never_a_negative():
+    documents = {"x": "document 1", "copy": "document 1", "y": "document 2"}
+    twice = Collection("twice", "train", documents, {"a": "query a"}, {"a": {"x": 1}})
+    for run in ({"a": [("x", 3.0), ("copy", 2.0), ("y", 1.0)]}, {"a": [("copy", 2.0)]}, {}):
+        for step in range(20):
+            expected = [("query a", "document 1"), ("query a", "document 2")]
+            assert Pairs.from_collection(twice, run, 1).batch(0, step, 2)[0] == expected
+            assert Groups.from_collection(twice, run, 1).batch(0, step, 1, 3)[0] == [expected]
 
 
 def test_a_collection_without_a_positive_or_a_negative_is_refused():
@@ -200,11 +214,10 @@ def test_padding():
 
 def test_pair_batch_is_the_stream_as_arrays():
     names, labels = pairs_of(3, 2, 4)
-    batch = pair_batch(Pairs.from_collection(COLLECTION, RUN, 1), FakePrompt(), 4, 3, 2)
+    batch = pair_batch(Pairs.from_collection(COLLECTION, RUN, 1), PROMPT, 4, 3, 2)
     assert batch.tokens_PxL.shape == (4, 5)
     assert batch.labels_P.tolist() == labels.tolist()
     for row, (query, document) in enumerate(names):
-        length = 3 if document > 9 else 2
         length = 1 + (1 + len(f"document {document}") % 2)
         assert batch.lengths_P[row] == length
         assert batch.tokens_PxL[row].tolist() == [ord(query)] + [document] * (length - 1) + [99] * (5 - length)
@@ -212,7 +225,7 @@ def test_pair_batch_is_the_stream_as_arrays():
 
 def test_group_batch_is_the_stream_as_arrays():
     found = groups_of(3, 3, 2, 4)[4:]
-    batch = group_batch(Groups.from_collection(COLLECTION, RUN, 1), FakePrompt(), 2, 4, 3, 2)
+    batch = group_batch(Groups.from_collection(COLLECTION, RUN, 1), PROMPT, 2, 4, 3, 2)
     assert batch.tokens_QxNxL.shape == (2, 4, 5)
     assert batch.tokens_QxNxL.dtype == batch.lengths_QxN.dtype == np.int32
     assert batch.mask_QxN.all()
@@ -224,15 +237,21 @@ def test_group_batch_is_the_stream_as_arrays():
 def test_no_negative_of_a_real_collection_is_a_judged_positive(shared):
     collection = read_beir(shared / "data" / "nfcorpus", "dev")
     run = candidates(collection, str(shared / "data" / "nfcorpus" / "runs" / "bm25s.dev.top100.trec"), 100)
-    ids = {text: name for name, text in collection.documents.items()}
-    queries = {text: name for name, text in collection.queries.items()}
-    assert len(ids) == len(collection.documents)
-    assert len(queries) == len(collection.queries)
+    # Two queries have the same text; here each is its id.
+    collection = replace(collection, queries={name: name for name in collection.queries})
+    # The corpus has 40 texts twice: a text counts by the highest judgement that any of its ids has.
+    best: dict[tuple[str, str], int] = {}
+    for query, judgements in collection.qrels.items():
+        for name, judgement in judgements.items():
+            pair = (query, collection.documents[name])
+            best[pair] = max(best.get(pair, 0), judgement)
     pairs, labels = Pairs.from_collection(collection, run, 1).batch(0, 3, 4000)
-    relevant = [collection.qrels[queries[query]].get(ids[document], 0) > 0 for query, document in pairs]
+    relevant = [(query, document) in best for query, document in pairs]
     assert relevant == (labels == 1).tolist()
     groups, grades = Groups.from_collection(collection, run, 1).batch(0, 3, 400, 8)
-    judged = [[collection.qrels[queries[q]].get(ids[d], 0) for q, d in group] for group in groups]
-    assert judged == grades.tolist()
-    # Most queries have both grades, and a group then shows both.
-    assert ((grades == 2).any(1) & (grades == 1).any(1)).mean() > 0.5
+    judged = [[(query, document) in best for query, document in group] for group in groups]
+    assert judged == (grades > 0).tolist()
+    # Where a query has both grades, about one in three, its groups show both.
+    both = [set(collection.qrels[group[0][0]].values()) == {1, 2} for group in groups]
+    assert ((grades == 2).any(1) & (grades == 1).any(1)).tolist() == both
+    assert 0.2 < np.mean(both) < 0.5

@@ -61,16 +61,16 @@ def test_equal_runs_write_equal_rows_up_to_time(tmp_path: Path) -> None:
 
 
 def test_resume_replaces_the_rows_after_the_restored_step(tmp_path: Path) -> None:
-    _write(tmp_path, range(10, 40, 10))
-    _write(tmp_path, range(30, 60, 10), resume_from=20, scale=-1.0)
+    _write(tmp_path, range(10, 60, 10))
+    _write(tmp_path, range(30, 50, 10), resume_from=20, scale=-1.0)
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
-    assert [row["reward"] for row in rows] == [10, 20, -30, -40, -50]
+    # Step 50 is not reached again yet: neither file may show its value of before.
+    assert {row["step"]: row["reward"] for row in rows} == {10: 10, 20: 20, 30: -30, 40: -40}
+    events = {step: value for (tag, step), value in _events(tmp_path).items() if tag == "reward"}
+    assert events == {10: 10, 20: 20, 30: -30, 40: -40}
     # The clock goes on from where the kept rows end.
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
-    events = _events(tmp_path)
-    assert [events["reward", step] for step in (10, 20, 30, 40, 50)] == [10, 20, -30, -40, -50]
 
 
 def test_resume_before_the_first_row_drops_all(tmp_path: Path) -> None:

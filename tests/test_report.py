@@ -56,7 +56,7 @@ def test_the_curves_of_both_stages(tmp_path: Path, figures: list[Figure]) -> Non
         "reward": {"total": [0.5, 1.5], "format": [0.3, 0.9]},
         "share of completions": {"right format": [0.3, 0.9], "right answer": [0.2, 0.6]},
         "loss": {"loss": [2.0, 1.0]},
-        "score of relevant less of others": {"margin": [0.2]},
+        "margin: relevant less others": {"margin": [0.2]},
     }
     assert all(axes.get_xlabel() == "step" for axes in figure.axes)
     with Image.open(tmp_path / "plots" / "curves.png") as image:

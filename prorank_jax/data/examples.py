@@ -5,7 +5,7 @@ batch is a window of the stream, `f(seed, step)`, and any step can be computed a
 
 A *positive* is a document judged `relevant_from` or higher. Every other document is labelled 0, and
 hard negatives are drawn from those among the query's first-stage candidates. They may hold relevant
-documents that nobody judged, but never a judged positive.
+documents that nobody judged, but never a judged positive, nor a copy of its text under another id.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ _ORDER, _DRAW = 0, 1
 
 @dataclass(frozen=True)
 class _Judged:
-    """One query with its documents by their part in training; ids, grades aligned with positives."""
+    """One query and its documents by their part in training; `grades` are those of `positives`."""
 
     query_id: str
     positives: tuple[str, ...]
     grades: tuple[int, ...]
     hard_negatives: tuple[str, ...]
+    never_negative: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,8 @@ class Pairs:
                 document_id = judged.positives[positive]
             else:
                 rng = _rng(seed, _DRAW, row // 2)
-                drawn = _draw(rng, judged.hard_negatives, 1) or _fill(
-                    rng, self.document_ids, 1, {judged.query_id, *judged.positives}
-                )
-                document_id = drawn[0]
+                hard = _draw(rng, judged.hard_negatives, 1)
+                document_id = (hard or _fill(rng, self.document_ids, 1, judged.never_negative))[0]
             pairs.append((self.collection.queries[judged.query_id], self.collection.documents[document_id]))
         return pairs, np.array([1 - row % 2 for row in rows], np.int32)
 
@@ -125,12 +124,16 @@ class Groups:
             chosen.append(others[int(rng.integers(len(others)))])
         negatives = _draw(rng, judged.hard_negatives, size - len(chosen))
         missing = size - len(chosen) - len(negatives)
-        negatives += _fill(rng, self.document_ids, missing, {judged.query_id, *judged.positives, *negatives})
+        negatives += _fill(rng, self.document_ids, missing, judged.never_negative.union(negatives))
         return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(name, 0) for name in negatives]
 
 
 def _judged(collection: Collection, run: Run, relevant_from: int) -> tuple[_Judged, ...]:
     """The queries that have a positive with a text, in the collection's order."""
+    # Collections hold the same text more than once: 40 times in NFCorpus.
+    copies: dict[str, list[str]] = {}
+    for document_id, text in collection.documents.items():
+        copies.setdefault(text, []).append(document_id)
     found = []
     for query_id, judgements in collection.qrels.items():
         grades = {
@@ -140,13 +143,15 @@ def _judged(collection: Collection, run: Run, relevant_from: int) -> tuple[_Judg
         }
         if not grades:
             continue
-        if len(grades) + (query_id in collection.documents) == len(collection.documents):
+        never = {copy for document_id in grades for copy in copies[collection.documents[document_id]]}
+        never |= {query_id} & collection.documents.keys()
+        if len(never) == len(collection.documents):
             raise InputError(
                 f"{collection.name}/{collection.split}: every document is relevant to query {query_id!r}; "
                 "add documents that are not"
             )
-        negatives = tuple(document_id for document_id, _ in run.get(query_id, ()) if document_id not in grades)
-        found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives))
+        negatives = tuple(document_id for document_id, _ in run.get(query_id, ()) if document_id not in never)
+        found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives, frozenset(never)))
     if not found:
         raise InputError(
             f"{collection.name}/{collection.split}: no document of the corpus is judged {relevant_from} or higher; "
@@ -172,7 +177,7 @@ def _draw(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[
     return [names[i] for i in rng.choice(len(names), min(count, len(names)), replace=False)] if names else []
 
 
-def _fill(rng: np.random.Generator, names: tuple[str, ...], count: int, excluded: set[str]) -> list[str]:
+def _fill(rng: np.random.Generator, names: tuple[str, ...], count: int, excluded: frozenset[str]) -> list[str]:
     """`count` random names that are not excluded, or all there are."""
     # Among this many distinct names, at least `count` are not excluded.
     tries = min(count + len(excluded), len(names)) if count else 0

@@ -4,33 +4,36 @@ Every batch of a stage has the same shape, so that its step is compiled once.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from prorank_jax.data.examples import Groups, Pairs
 from prorank_jax.prompt import Prompt
 
+A = TypeVar("A")
+"""numpy arrays on the host, JAX arrays on devices."""
 
-class PairBatch(NamedTuple):
+
+class PairBatch(NamedTuple, Generic[A]):
     """Prompts with the right answer to each: int32 arrays, P prompts of L tokens."""
 
-    tokens_PxL: np.ndarray
-    lengths_P: np.ndarray
-    labels_P: np.ndarray
+    tokens_PxL: A
+    lengths_P: A
+    labels_P: A
 
 
-class GroupBatch(NamedTuple):
+class GroupBatch(NamedTuple, Generic[A]):
     """Prompts in groups: Q queries with N documents each.
 
     Tokens and lengths are int32, labels float32; the mask is False where a group has no document,
     whose tokens are all padding and whose length is 1, so that it still has a last position.
     """
 
-    tokens_QxNxL: np.ndarray
-    lengths_QxN: np.ndarray
-    labels_QxN: np.ndarray
-    mask_QxN: np.ndarray
+    tokens_QxNxL: A
+    lengths_QxN: A
+    labels_QxN: A
+    mask_QxN: A
 
 
 def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,14 +56,16 @@ def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple
     return tokens_BxL, lengths_B
 
 
-def pair_batch(pairs: Pairs, prompt: Prompt, size: int, seed: int, step: int) -> PairBatch:
+def pair_batch(pairs: Pairs, prompt: Prompt, size: int, seed: int, step: int) -> PairBatch[np.ndarray]:
     """Batch `step` of the stream of pairs, L = `prompt.max_length`."""
     texts, labels_P = pairs.batch(seed, step, size)
     tokens_PxL, lengths_P = pad_prompts(prompt.encode_batch(texts), prompt.max_length, prompt.pad_id)
     return PairBatch(tokens_PxL, lengths_P, labels_P)
 
 
-def group_batch(groups: Groups, prompt: Prompt, queries: int, documents: int, seed: int, step: int) -> GroupBatch:
+def group_batch(
+    groups: Groups, prompt: Prompt, queries: int, documents: int, seed: int, step: int
+) -> GroupBatch[np.ndarray]:
     """Batch `step` of the stream of groups, L = `prompt.max_length`."""
     texts, labels_QxN = groups.batch(seed, step, queries, documents)
     mask_QxN = np.arange(documents) < np.array([len(group) for group in texts])[:, None]

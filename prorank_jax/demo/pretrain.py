@@ -23,7 +23,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from prorank_jax.config import PromptConfig
-from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, TOWN_NAMES, Place, Query, Town, judge, retell, towns
+from prorank_jax.demo.world import (
+    QUALITIES,
+    SPLITS,
+    TOWN_NAMES,
+    Aspect,
+    Place,
+    Query,
+    Town,
+    judge,
+    retell,
+    towns,
+)
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.families import decoder_config
 from prorank_jax.model.hf import save_pretrained
@@ -31,14 +42,15 @@ from prorank_jax.prompt import build_prompt
 
 FIRST_TOWN = sum(SPLITS.values())
 """Towns from this number on belong to no split, whatever the seed of the world."""
+VOCABULARY = 1280
 HF_CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "vocab_size": 1280,
+    "vocab_size": VOCABULARY,
     "hidden_size": 96,
     "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 256,
     "max_position_embeddings": 4096,
     "rope_theta": 10_000.0,
@@ -52,9 +64,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-YES = ("yes", "it does", "true", "yes, it does", "indeed")
-NO = ("no", "it does not", "false", "no, it does not", "not at all")
+YES = ("yes", "true", "indeed", "yes, it does")
+NO = ("no", "false", "not at all", "no, it does not")
 BY_GRADE = (("no", "neither", "not relevant"), ("partly", "one of them", "half"), ("yes", "both", "relevant"))
+ASIDE = 0.03
+"""Weight of the tokens that only set the scene."""
 DIGITS = 0.4
 """How often a digit is the answer to the relevance prompt."""
 LENGTH = 224
@@ -72,7 +86,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=HF_CONFIG["vocab_size"],
+        vocab_size=VOCABULARY,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -95,28 +109,53 @@ def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
     """Pairs of ways to tell one quality."""
     segments: Segments = []
     for _ in range(count):
-        topic = TOPICS[rng.integers(len(TOPICS))]
-        quality = list(QUALITIES[topic])[rng.integers(len(QUALITIES[topic]))]
-        one, other = (retell(rng, topic, quality).wording for _ in range(2))
-        segments += [(f"A place that {one} is a place that", 0.1), (f" {other}.\n", 1.0)]
-    return [*segments, ("<|endoftext|>", 0.1)]
+        one = draw_aspect(rng)
+        other = retell(rng, *one[:2])
+        segments += [(f"A place that {one.wording} is a place that", ASIDE), (f" {other.wording}.\n", 1.0)]
+    return [*segments, ("<|endoftext|>", ASIDE)]
 
 
-def interview(rng: np.random.Generator, place: Place, questions: int = 4) -> Segments:
-    """Questions about one place, one quality each, answered rightly in words of many forms."""
-    segments: Segments = [(f"<|im_start|>user\n{place.text}<|im_end|>\n", 0.1)]
-    told = list(place.qualities.items())
-    for _ in range(questions):
-        topic, quality = told[rng.integers(len(told))]
+def comparison(rng: np.random.Generator, count: int = 5) -> Segments:
+    """Do two ways of telling mean the same? Answered rightly, in words of many forms."""
+    segments: Segments = []
+    for _ in range(count):
+        one = draw_aspect(rng)
+        same = rng.random() < 0.5
+        other = retell(rng, *one[:2]) if same else decoy(rng, one) if rng.random() < 0.3 else contrast(rng, one)
+        segments += _turn(f"It {one.wording}. Does it mean: {other.wording}?", _say(rng, same))
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def interview(rng: np.random.Generator, place: Place, count: int = 5) -> Segments:
+    """Questions about one place, answered rightly: in words of many forms, or by what the text says."""
+    segments: Segments = [(f"<|im_start|>user\n{place.text}<|im_end|>\n", ASIDE)]
+    for _ in range(count):
+        told = place.told[rng.integers(len(place.told))]
+        if rng.random() < 0.2:
+            segments += _turn(f"What of its {told.topic}?", f"it {told.wording}")
+            continue
         holds = rng.random() < 0.5
-        if not holds:
-            others = [other for other in QUALITIES[topic] if other != quality]
-            quality = others[rng.integers(len(others))]
-        form = rng.integers(len(YES))
-        question = f"Is this a place that {retell(rng, topic, quality).wording}?"
-        segments.append((f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", 0.1))
-        segments.append(((YES if holds else NO)[form] + "<|im_end|>\n", 1.0))
-    return [*segments, ("<|endoftext|>", 0.0)]
+        asked = retell(rng, *told[:2]) if holds else contrast(rng, told)
+        answer = _say(rng, holds)
+        if rng.random() < 0.3:
+            answer = f"{'yes' if holds else 'no'}, it {told.wording}"
+        segments += _turn(f"Is this a place that {asked.wording}?", answer)
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def contrast(rng: np.random.Generator, aspect: Aspect) -> Aspect:
+    """Another quality of the same topic."""
+    others = [quality for quality in QUALITIES[aspect.topic] if quality != aspect.quality]
+    return retell(rng, aspect.topic, others[rng.integers(len(others))])
+
+
+def _say(rng: np.random.Generator, holds: bool) -> str:
+    return (YES if holds else NO)[rng.integers(len(YES))]
+
+
+def _turn(question: str, answer: str) -> Segments:
+    asked = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return [(asked, ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
 def request(rng: np.random.Generator, query: Query, place: Place) -> Segments:
@@ -126,7 +165,7 @@ def request(rng: np.random.Generator, query: Query, place: Place) -> Segments:
         answer = str(rng.integers(2))
     else:
         answer = BY_GRADE[grade][rng.integers(3)]
-    return [((query.text, f"{place.title} {place.text}"), 0.1), (answer + "<|im_end|>\n", 1.0)]
+    return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
 def texts(seed: int) -> Iterator[Segments]:
@@ -144,7 +183,9 @@ def _town_texts(rng: np.random.Generator, town: Town) -> Iterator[Segments]:
             yield story(place)
         elif kind < 0.2:
             yield paraphrases(rng)
-        elif kind < 0.6:
+        elif kind < 0.35:
+            yield comparison(rng)
+        elif kind < 0.75:
             yield interview(rng, place)
         else:
             yield request(rng, town.queries[rng.integers(len(town.queries))], place)
@@ -200,8 +241,10 @@ def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) 
     # Once more, now that the prompt's own words can be told: they turn up in every request.
     wording = build_prompt(tokenizer, PromptConfig(max_length=1024), place=str(out))
     tokenizer = train_tokenizer(
-        [_plain(text, lambda pair: tokenizer.decode(wording.encode(*pair))) for text in samples]
+        [_plain(text, lambda pair: str(wording.tokenizer.decode(wording.encode(*pair)))) for text in samples]
     )
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
     prompt = build_prompt(tokenizer, PromptConfig(max_length=LENGTH), place=str(out))
     backend = tokenizer.backend_tokenizer
 
@@ -231,8 +274,8 @@ def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) 
         params, state, loss = step(params, state, next(batches))
         if number % 100 == 0:
             print(f"step {number}/{steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(out)
+        if number % 300 == 0:
+            save_pretrained(out, params, config, HF_CONFIG)
     save_pretrained(out, params, config, HF_CONFIG)
 
 

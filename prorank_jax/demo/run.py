@@ -13,7 +13,7 @@ from prorank_jax.demo.world import write_world
 from prorank_jax.evaluate import evaluate
 from prorank_jax.report import plot_curves
 from prorank_jax.reranker import Reranker
-from prorank_jax.train import train
+from prorank_jax.train import check_run_folder, train
 from prorank_jax.warmup.probe import answer_rates
 
 DEPTH = 30
@@ -59,8 +59,10 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     world = workdir / "world"
+    config = demo_config(world, seed)
+    check_run_folder(config, workdir)
     write_world(world, seed)
-    trained = train(demo_config(world, seed), workdir)
+    trained = train(config, workdir)
 
     test = read_beir(world / "test", "test")
     run = bm25_run(test, DEPTH)

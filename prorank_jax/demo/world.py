@@ -110,11 +110,11 @@ class Aspect(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A place: the truth about it (topic -> quality, for the topics told) and the text that tells it."""
+    """A place: the aspects told of it, in the order of the text, and the text that tells them."""
 
     title: str
     town: str
-    qualities: dict[str, str]
+    told: tuple[Aspect, ...]
     text: str
 
 
@@ -146,7 +146,8 @@ def judge(query: Query, place: Place) -> int:
     """2 if the place has both qualities asked for, 1 if it has one, 0 if none or it lies elsewhere."""
     if query.town != place.town:
         return 0
-    return sum(place.qualities.get(aspect.topic) == aspect.quality for aspect in query.aspects)
+    told = {aspect.topic: aspect.quality for aspect in place.told}
+    return sum(told.get(aspect.topic) == aspect.quality for aspect in query.aspects)
 
 
 def towns(seed: int, count: int, first: int = 0) -> Iterator[Town]:
@@ -182,7 +183,9 @@ def write_world(folder: Path, seed: int) -> None:
     """Writes one BEIR folder per split (`train`, `dev`, `test`), each with its own corpus, queries and judgements."""
     first = 0
     for split, count in SPLITS.items():
-        documents, queries, judgements = [], [], ["query-id\tcorpus-id\tscore"]
+        documents: list[dict[str, str]] = []
+        queries: list[dict[str, str]] = []
+        judgements = ["query-id\tcorpus-id\tscore"]
         for town in towns(seed, count, first):
             ids = [f"d{len(documents) + i}" for i in range(len(town.places))]
             documents += [
@@ -211,10 +214,12 @@ def retell(rng: np.random.Generator, topic: str, quality: str) -> Aspect:
 
 def _draw_query(rng: np.random.Generator, town: str) -> Query:
     first, second = rng.permutation(len(TOPICS))[:2]
-    return Query(town, (_draw_aspect(rng, TOPICS[first]), _draw_aspect(rng, TOPICS[second])))
+    return Query(town, (draw_aspect(rng, TOPICS[first]), draw_aspect(rng, TOPICS[second])))
 
 
-def _draw_aspect(rng: np.random.Generator, topic: str) -> Aspect:
+def draw_aspect(rng: np.random.Generator, topic: str | None = None) -> Aspect:
+    """Any quality, of the topic if one is given."""
+    topic = TOPICS[rng.integers(len(TOPICS))] if topic is None else topic
     qualities = list(QUALITIES[topic])
     return retell(rng, topic, qualities[rng.integers(len(qualities))])
 
@@ -223,12 +228,13 @@ def _draw_place(rng: np.random.Generator, town: str, told: Sequence[Aspect]) -> 
     aspects = {aspect.topic: aspect for aspect in told}
     for topic in (TOPICS[i] for i in rng.permutation(len(TOPICS))):
         if topic not in aspects and len(aspects) < _TOLD:
-            aspects[topic] = _draw_aspect(rng, topic)
-    phrases = [list(aspects.values())[i].wording for i in rng.permutation(len(aspects))]
+            aspects[topic] = draw_aspect(rng, topic)
+    order = rng.permutation(len(aspects))
+    every = tuple(list(aspects.values())[i] for i in order)
+    first, second, third, fourth = (aspect.wording for aspect in every)
     name = "".join(part[rng.integers(len(part))] for part in (_ONSETS, _VOWELS, _CODAS)).capitalize()
-    qualities = {aspect.topic: aspect.quality for aspect in aspects.values()}
-    text = f"{name} of {town} {phrases[0]}. It {phrases[1]}. It {phrases[2]} and {phrases[3]}."
-    return Place(f"{name}, {town}", town, qualities, text)
+    text = f"{name} of {town} {first}. It {second}. It {third} and {fourth}."
+    return Place(f"{name}, {town}", town, every, text)
 
 
 _FUNCTION_WORDS = frozenset(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from prorank_jax.model.attention import attend, rotary_angles, rotate
 
@@ -46,6 +46,20 @@ class KeyValues(NamedTuple):
     values: Array
 
 
+class RmsNorm(nn.Module):
+    """Root mean square normalisation (arXiv 1910.07467) in float32, whatever the compute dtype."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Array) -> Array:
+        scale_D = self.param("scale", nn.initializers.ones, (x_BxLxD.shape[-1],))
+        x_BxLxD = x_BxLxD.astype(jnp.float32)
+        inverse = lax.rsqrt(jnp.square(x_BxLxD).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (x_BxLxD * inverse * scale_D[None, None]).astype(self.dtype)
+
+
 class Attention(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
@@ -57,17 +71,13 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name: str, heads: int) -> Array:
-            return nn.DenseGeneral(
-                (heads, c.head_size), use_bias=c.qkv_bias, dtype=self.dtype, kernel_init=_INIT, name=name
-            )(x_BxLxD)
+            return nn.DenseGeneral((heads, c.head_size), use_bias=c.qkv_bias, dtype=self.dtype, name=name)(x_BxLxD)
 
         query = rotate(project("query", c.heads), angles)
         own = KeyValues(rotate(project("key", c.kv_heads), angles), project("value", c.kv_heads))
         segments = (*cache, own)
         mixed = attend(query, [kv.keys for kv in segments], [kv.values for kv in segments], mask_BxLxS)
-        output = nn.DenseGeneral(
-            c.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, kernel_init=_INIT, name="output"
-        )
+        output = nn.DenseGeneral(c.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="output")
         return output(mixed), own
 
 
@@ -78,7 +88,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: Array) -> Array:
         def dense(name: str, width: int) -> nn.Dense:
-            return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=_INIT, name=name)
+            return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
         gate = nn.silu(dense("gate", self.config.mlp_width)(x_BxLxD))
         return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_BxLxD))
@@ -92,8 +102,8 @@ class Layer(nn.Module):
     def __call__(
         self, x_BxLxD: Array, cache: tuple[KeyValues, ...], angles: tuple[Array, Array], mask_BxLxS: Array
     ) -> tuple[Array, KeyValues]:
-        def norm(name: str) -> nn.RMSNorm:
-            return nn.RMSNorm(epsilon=self.config.norm_epsilon, dtype=self.dtype, name=name)
+        def norm(name: str) -> RmsNorm:
+            return RmsNorm(self.config.norm_epsilon, self.dtype, name=name)
 
         mixed, own = Attention(self.config, self.dtype, name="attention")(
             norm("attention_norm")(x_BxLxD), cache, angles, mask_BxLxS
@@ -112,9 +122,9 @@ class DecoderModule(nn.Module):
         self, tokens_BxL: Array, positions_BxL: Array, mask_BxLxS: Array, cache: tuple[KeyValues, ...]
     ) -> tuple[Array, KeyValues]:
         c = self.config
-        table_VxD = self.param("embedding", _INIT, (c.vocabulary, c.width))
+        table_VxD = self.param("embedding", _TABLE, (c.vocabulary, c.width))
         if not c.tied:
-            self.param("unembedding", _INIT, (c.vocabulary, c.width))
+            self.param("unembedding", _TABLE, (c.vocabulary, c.width))
         x_BxLxD = table_VxD[tokens_BxL].astype(self.dtype)
         angles = rotary_angles(positions_BxL, c.head_size, c.rope_theta)
         # One compiled layer, scanned over stacked parameters: compile time does not grow with depth.
@@ -126,7 +136,7 @@ class DecoderModule(nn.Module):
             length=c.layers,
         )
         x_BxLxD, own = stack(c, self.dtype, name="layers")(x_BxLxD, cache, angles, mask_BxLxS)
-        return nn.RMSNorm(epsilon=c.norm_epsilon, dtype=self.dtype, name="final_norm")(x_BxLxD), own
+        return RmsNorm(c.norm_epsilon, self.dtype, name="final_norm")(x_BxLxD), own
 
 
 @dataclass(frozen=True)
@@ -166,8 +176,8 @@ class Decoder:
           mask_BxLxS: bool, True where a token may look; S counts the cache's segments in order, then L.
           cache: key-value segments [layers, B, S_i, K, H] of earlier tokens.
         """
-        hidden, own = self._module.apply({"params": params}, tokens_BxL, positions_BxL, mask_BxLxS, cache)
-        return hidden, own
+        outputs: Any = self._module.apply({"params": params}, tokens_BxL, positions_BxL, mask_BxLxS, cache)
+        return outputs
 
     def unembed(self, params: Params, hidden: Array, token_ids: Array | None = None) -> Array:
         """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows."""
@@ -176,4 +186,4 @@ class Decoder:
         return jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-_INIT = nn.initializers.normal(0.02)
+_TABLE = nn.initializers.normal(0.02)

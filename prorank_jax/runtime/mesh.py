@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -67,6 +68,12 @@ def abstract(mesh: Mesh, tree: Any) -> Any:
         tree,
         shardings(mesh, tree),
     )
+
+
+def keep_place(mesh: Mesh, state: Any) -> Any:
+    """Holds a traced state to its shardings: left to itself the compiler splits what the table leaves whole, and
+    the next step, whose input lies elsewhere, is compiled anew."""
+    return lax.with_sharding_constraint(state, shardings(mesh, state))
 
 
 def split_rows(mesh: Mesh, batch: Any) -> Any:

@@ -23,7 +23,7 @@ from prorank_jax.data.loader import GroupBatch, group_batch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.scoring.losses import LOSSES
@@ -38,19 +38,19 @@ class ScoreState(NamedTuple):
 
 
 Metrics = dict[str, Array]
-Step = Callable[[ScoreState, GroupBatch], tuple[ScoreState, Metrics]]
+Step = Callable[[ScoreState, GroupBatch[Array]], tuple[ScoreState, Metrics]]
 
 
 def make_loss(
     decoder: Decoder, prompt: Prompt, config: ScoreConfig
-) -> Callable[[Params, GroupBatch], tuple[Array, Metrics]]:
+) -> Callable[[Params, GroupBatch[Array]], tuple[Array, Metrics]]:
     """The loss of a batch of groups, and what to report of it.
 
     `top1_accuracy`: how often the highest score is at a document of the group's highest label. `margin`: mean score of
     the documents with a label above 0, less that of the others.
     """
 
-    def loss(params: Params, batch: GroupBatch) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: GroupBatch[Array]) -> tuple[Array, Metrics]:
         Q, C, L = batch.tokens_QxNxL.shape
         scores = relevance_scores(
             decoder, params, batch.tokens_QxNxL.reshape(Q * C, L), batch.lengths_QxN.reshape(Q * C), prompt.answer_ids
@@ -76,7 +76,6 @@ def make_step(
     """The compiled step `(state, batch) -> (state, metrics)`; the state's buffers are reused."""
     loss = make_loss(decoder, prompt, config)
 
-    @partial(jax.jit, donate_argnums=0)
     @partial(
         jax.shard_map,
         mesh=mesh,
@@ -85,12 +84,17 @@ def make_step(
         axis_names={"data"},
         check_vma=False,
     )
-    def step(state: ScoreState, batch: GroupBatch) -> tuple[ScoreState, Metrics]:
+    def replica_step(state: ScoreState, batch: GroupBatch[Array]) -> tuple[ScoreState, Metrics]:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
         gradient, metrics = lax.pmean((gradient, metrics), "data")
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         metrics["grad_norm"] = optax.global_norm(gradient)
         return ScoreState(optax.apply_updates(state.params, updates), optimizer_state), metrics
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: ScoreState, batch: GroupBatch[Array]) -> tuple[ScoreState, Metrics]:
+        state, metrics = replica_step(state, batch)
+        return keep_place(mesh, state), metrics
 
     return step
 
@@ -112,6 +116,8 @@ def train_score(
     done = checkpoints.latest() or 0
     if done:
         state = checkpoints.restore(done, layout)
+        if done == config.steps:
+            return state.params
     else:
         state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params)
     step = make_step(decoder, prompt, config, optimizer, mesh)

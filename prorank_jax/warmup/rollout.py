@@ -82,8 +82,8 @@ def sample(
     state = (jnp.ones((), jnp.int32), KeyValues(empty, empty), tokens, first == end_id)
     _, _, tokens_TxPxG, _ = lax.while_loop(unfinished, decode, state)
     tokens_PxGxT = tokens_TxPxG.transpose(1, 2, 0)
-    ended_before = jnp.cumsum(tokens_PxGxT == end_id, axis=2) - (tokens_PxGxT == end_id)
-    return Rollout(tokens_PxGxT, (ended_before == 0).astype(jnp.float32))
+    ends = (tokens_PxGxT == end_id).astype(jnp.int32)
+    return Rollout(tokens_PxGxT, (jnp.cumsum(ends, axis=2) - ends == 0).astype(jnp.float32))
 
 
 def completion_log_probs(

@@ -25,7 +25,7 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, shardings, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, shardings, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.warmup.grpo import (
@@ -49,19 +49,19 @@ class WarmupState(NamedTuple):
 
 
 Metrics = dict[str, Array]
-Step = Callable[[WarmupState, Params | None, PairBatch, Array], tuple[WarmupState, Metrics]]
+Step = Callable[[WarmupState, Params | None, PairBatch[Array], Array], tuple[WarmupState, Metrics]]
 
 
 def make_loss(
     decoder: Decoder, prompt: Prompt, config: WarmupConfig
-) -> Callable[[Params, Params | None, PairBatch, Array], tuple[Array, Metrics]]:
+) -> Callable[[Params, Params | None, PairBatch[Array], Array], tuple[Array, Metrics]]:
     """The GRPO loss `(params, reference, batch, keys_P) -> (loss, metrics)`; rollouts are drawn inside it.
 
     With one update per rollout the policy that samples is the policy that learns: the ratio of the two is 1, its
     gradient is not, and one prefill serves both. The reference is read only where `beta` is not 0.
     """
 
-    def loss(params: Params, reference: Params | None, batch: PairBatch, keys_P: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, reference: Params | None, batch: PairBatch[Array], keys_P: Array) -> tuple[Array, Metrics]:
         prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
         rollout = sample(
             decoder,
@@ -135,7 +135,7 @@ def make_step(
         check_vma=False,
     )
     def replica_step(
-        state: WarmupState, reference: Params | None, batch: PairBatch, keys_P: Array
+        state: WarmupState, reference: Params | None, batch: PairBatch[Array], keys_P: Array
     ) -> tuple[WarmupState, Metrics]:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, reference, batch, keys_P)
         gradient, metrics = lax.pmean((gradient, metrics), "data")
@@ -145,10 +145,11 @@ def make_step(
 
     @partial(jax.jit, donate_argnums=0)
     def step(
-        state: WarmupState, reference: Params | None, batch: PairBatch, number: Array
+        state: WarmupState, reference: Params | None, batch: PairBatch[Array], number: Array
     ) -> tuple[WarmupState, Metrics]:
         keys_P = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(batch.labels_P))
-        return replica_step(state, reference, batch, keys_P)
+        state, metrics = replica_step(state, reference, batch, keys_P)
+        return keep_place(mesh, state), metrics
 
     return step
 
@@ -170,6 +171,8 @@ def train_warmup(
     done = checkpoints.latest() or 0
     if done:
         state = checkpoints.restore(done, layout)
+        if done == config.steps:
+            return state.params
     else:
         state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params)
     reference = jax.device_put(params, shardings(mesh, params)) if config.beta else None

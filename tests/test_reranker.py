@@ -1,0 +1,202 @@
+"""The reranker: scores as computed one by one, whatever the batch, and documents in their order."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import prorank_jax
+from prorank_jax.errors import InputError
+from prorank_jax.export import LOGIT_SCORE, export_model
+from prorank_jax.model.hf import load_pretrained
+from prorank_jax.reranker import Hit, Reranker
+
+QUERY = "Which place serves fish?"
+WORDS = "a town on the coast with a keeper who cooks eels and crabs in the yard under oaks".split()
+
+
+def documents(count: int, longest: int = 60) -> list[str]:
+    rng = np.random.default_rng(count)
+    return [" ".join(rng.choice(WORDS, rng.integers(0, longest))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def reranker(tiny_model: Path) -> Reranker:
+    return Reranker.from_pretrained(tiny_model, max_length=160)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model: Path, reranker: Reranker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    export_model(folder, load_pretrained(tiny_model), reranker.params, reranker.prompt)
+    return folder
+
+
+def one_by_one(reranker: Reranker, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """z1 - z0 of each prompt alone, without padding, from all logits of the last position."""
+    no, yes = reranker.prompt.answer_ids
+    scores = []
+    for pair in pairs:
+        tokens = np.array([reranker.prompt.encode(*pair)], np.int32)
+        length = tokens.shape[1]
+        mask = jnp.tril(jnp.ones((1, length, length), bool))
+        hidden, _ = reranker.decoder.forward(reranker.params, jnp.asarray(tokens), jnp.arange(length)[None], mask)
+        logits = np.asarray(hidden)[0, -1] @ np.asarray(reranker.params["embedding"]).T
+        scores.append(logits[yes] - logits[no])
+    return np.array(scores)
+
+
+def test_scores_are_those_of_each_pair_alone_in_the_order_given(reranker: Reranker) -> None:
+    pairs = [(QUERY, document) for document in documents(24)] + [("Where is it quiet?", "It is full of peace.")]
+    expected = one_by_one(reranker, pairs)
+    assert expected.std() > 0.05  # a model that scores all alike would pass in any order
+    scores = reranker.predict(pairs)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch(reranker: Reranker) -> None:
+    pairs = [(QUERY, document) for document in documents(41)]
+    together = reranker.predict(pairs)
+    for batch_size in (1, 7, 64):
+        np.testing.assert_allclose(reranker.predict(pairs, batch_size=batch_size), together, atol=1e-5)
+    np.testing.assert_allclose(reranker.predict(pairs[::-1])[::-1], together, atol=1e-5)
+
+
+def test_chunks_are_joined_in_order(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(QUERY, document) for document in documents(41)]
+    together = reranker.predict(pairs)
+    monkeypatch.setattr("prorank_jax.reranker._CHUNK", 10)
+    np.testing.assert_allclose(reranker.predict(pairs), together, atol=1e-5)
+
+
+def test_nothing_to_score(reranker: Reranker) -> None:
+    assert reranker.predict([]).shape == (0,)
+    assert reranker.rank(QUERY, []) == []
+
+
+def test_rank_sorts_keeps_ties_in_order_and_cuts(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"a": 1.0, "b": 3.0, "c": 1.0, "d": -2.0, "e": 3.0}
+
+    def predict(self: Reranker, pairs: list[tuple[str, str]]) -> np.ndarray:
+        assert {query for query, _ in pairs} == {QUERY}
+        return np.array([scores[document] for _, document in pairs], np.float32)
+
+    monkeypatch.setattr(Reranker, "predict", predict)
+    # An unstable or reversed sort would give e before b, or c before a.
+    ranked = [Hit(1, 3.0, "b"), Hit(4, 3.0, "e"), Hit(0, 1.0, "a"), Hit(2, 1.0, "c"), Hit(3, -2.0, "d")]
+    assert reranker.rank(QUERY, list("abcde")) == ranked
+    assert reranker.rank(QUERY, list("abcde"), top_k=2) == ranked[:2]
+    assert reranker.rank(QUERY, list("abcde"), top_k=9) == ranked
+
+
+def test_rank_scores_as_predict_does(reranker: Reranker) -> None:
+    texts = documents(9)
+    scores = reranker.predict([(QUERY, text) for text in texts])
+    hits = reranker.rank(QUERY, texts)
+    assert sorted(hit.index for hit in hits) == list(range(9))
+    for hit in hits:
+        assert hit.document == texts[hit.index]
+        assert hit.score == float(scores[hit.index])
+
+
+def test_a_long_document_is_cut_and_a_long_query_leaves_it_room(reranker: Reranker) -> None:
+    long = " ".join(documents(40))
+    cut, longer = reranker.predict([(QUERY, long), (QUERY, long + " and no end")])
+    assert cut == pytest.approx(longer, abs=1e-6)
+    scores = reranker.predict([(long, "It serves fish."), (long, "It is full of peace.")])
+    assert abs(scores[0] - scores[1]) > 1e-3
+
+
+def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
+    reranker = Reranker.from_pretrained(tiny_model, max_length=512)
+    lengths = set()
+    for count in (300, 3, 1, 2):
+        pairs = [(QUERY, document) for document in documents(count, longest=400)]
+        lengths |= {len(ids) for ids in reranker.prompt.encode_batch(pairs)}
+        reranker.predict(pairs)
+    assert len(lengths) > 150
+    score: jax.stages.Wrapped = reranker._score
+    # The lengths 64, 96, 128, ... 512 of full batches, and the last batch of each call.
+    assert score._cache_size() <= 12
+
+
+def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Reranker) -> None:
+    ((rows, tokens, lengths),) = reranker._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
+    assert sorted(rows) == [0, 1, 2]
+    # Not 8192 // 64 = 128 rows, as in a long list.
+    assert tokens.shape == (4, 64) and lengths.shape == (4,)
+
+
+def test_the_maximum_length_is_the_callers_or_the_folders_or_512(tiny_model: Path, exported: Path) -> None:
+    assert Reranker.from_pretrained(tiny_model).max_length == 512
+    assert Reranker.from_pretrained(exported).max_length == 160
+    assert Reranker.from_pretrained(exported, max_length=96).max_length == 96
+    cut = Reranker.from_pretrained(exported, max_length=96)
+    assert max(len(ids) for ids in cut.prompt.encode_batch([(QUERY, " ".join(documents(9)))])) == 96
+
+
+def test_a_dtype_of_less_precision_gives_nearly_the_same(tiny_model: Path, reranker: Reranker) -> None:
+    half = Reranker.from_pretrained(str(tiny_model), max_length=160, dtype="bfloat16")
+    assert (reranker.dtype, half.dtype) == ("float32", "bfloat16")
+    pairs = [(QUERY, document) for document in documents(16)]
+    exact, rounded = reranker.predict(pairs), half.predict(pairs)
+    assert 0 < np.abs(exact - rounded).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"dtype": "float16"}, "dtype='float16': not known; use float32 or bfloat16"),
+        ({"max_length": 10}, "max_length=10: the template takes"),
+        ({"max_length": 0}, "max_length=0: the template takes"),
+    ],
+)
+def test_bad_arguments_are_refused(tiny_model: Path, arguments: dict, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Reranker.from_pretrained(tiny_model, **arguments)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "does not name false_token_id and true_token_id"),
+        ('{"true_token_id": 4}', "does not name false_token_id and true_token_id"),
+        ('{"true_token_id": 4, "false_token_id": null}', "does not name false_token_id and true_token_id"),
+    ],
+)
+def test_a_damaged_score_head_is_refused(exported: Path, tmp_path: Path, content: str, told: str) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in exported.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    (folder / LOGIT_SCORE).mkdir()
+    (folder / LOGIT_SCORE / "config.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        Reranker.from_pretrained(folder)
+    assert str(caught.value).startswith(f"{folder / LOGIT_SCORE / 'config.json'}: ")
+    assert told in str(caught.value)
+
+
+def test_a_score_of_other_tokens_than_the_answers_is_refused(exported: Path, tmp_path: Path) -> None:
+    test_file = f"{LOGIT_SCORE}/config.json"
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in exported.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / LOGIT_SCORE).unlink()
+    (folder / LOGIT_SCORE).mkdir()
+    # Token 1 is <|im_start|>, which as an answer would be ordinary text.
+    (folder / test_file).write_text('{"true_token_id": 1, "false_token_id": 2}')
+    with pytest.raises(InputError):
+        Reranker.from_pretrained(folder)
+
+
+def test_the_package_offers_the_reranker() -> None:
+    assert prorank_jax.Reranker is Reranker
+    assert not dataclasses.fields(Reranker)[0].init is False
