@@ -12,6 +12,7 @@ if VERSION is None:
 
 # The lower bounds are the versions that the tests run with.
 CORE = [
+    "absl-py>=2.3",
     "PyStemmer>=3.1.0",
     "bm25s>=0.3.16",
     "flax>=0.12.8",

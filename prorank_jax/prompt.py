@@ -51,6 +51,16 @@ class Newlines(NamedTuple):
     ids: list[int]
 
 
+class Emptied(NamedTuple):
+    """The pieces where a slot is empty and its newlines meet those before it (":\\n\\n" is one token of Qwen's)."""
+
+    first: list[int]
+    """Head and middle."""
+    second: list[int]
+    """Middle and tail."""
+    both: list[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """Fixed pieces of token ids, two slots between them, and the tokens of the answers.
@@ -76,6 +86,7 @@ class Prompt:
     head_ids: list[int]
     middle_ids: list[int]
     tail_ids: list[int]
+    emptied: Emptied
     query_end: Newlines
     document_end: Newlines
     document_first: bool
@@ -123,9 +134,19 @@ class Prompt:
             query_ids = _cut(queries[query], query_room, self.query_end.ids)
             document_room = self.max_length - fixed - len(query_ids)
             document_ids = _cut(documents[document], document_room, self.document_end.ids)
-            first, second = (document_ids, query_ids) if self.document_first else (query_ids, document_ids)
-            prompts.append([*self.head_ids, *first, *self.middle_ids, *second, *self.tail_ids])
+            prompts.append(self._join(query_ids, document_ids))
         return prompts
+
+    def _join(self, query_ids: list[int], document_ids: list[int]) -> list[int]:
+        filled = [(query_ids, query_ids != self.query_end.ids), (document_ids, document_ids != self.document_end.ids)]
+        (first, has_first), (second, has_second) = reversed(filled) if self.document_first else filled
+        if has_first and has_second:
+            return [*self.head_ids, *first, *self.middle_ids, *second, *self.tail_ids]
+        if has_first:
+            return [*self.head_ids, *first, *self.emptied.second]
+        if has_second:
+            return [*self.emptied.first, *second, *self.tail_ids]
+        return [*self.emptied.both]
 
     def _slot(self, texts: Iterable[str], end: Newlines) -> dict[str, list[int]]:
         """Text -> its ids in the slot; a query of a hundred documents is tokenised once."""
@@ -209,7 +230,9 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
     middle, _, tail = rest.partition(second)
     ends = [text[: len(text) - len(text.lstrip("\n"))] for text in (middle, tail)]
     middle, tail = middle.lstrip("\n"), tail.lstrip("\n")
-    middle_ids, tail_ids = behind_newline(encode, [middle, tail])
+    middle_ids, tail_ids, emptied_second = behind_newline(encode, [middle, tail, middle + ends[1] + tail])
+    emptied_first = head + ends[0] + middle
+    head_ids, *emptied = encode([head, emptied_first, emptied_first + ends[1] + tail])
     answer_ids = _answer_ids(tokenizer, tail, tail_ids, encode, config.answers, place)
     slots = slot_tokenizer(tokenizer, place)
     first_end, second_end = (Newlines(end, encode_slots(slots, [end])[0]) for end in ends)
@@ -227,9 +250,10 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
         answer_ids=answer_ids,
         end_id=end_id,
         pad_id=next(pad for pad in pads if pad is not None),
-        head_ids=encode([head])[0],
+        head_ids=head_ids,
         middle_ids=middle_ids,
         tail_ids=tail_ids,
+        emptied=Emptied(emptied[0], emptied_second, emptied[1]),
         query_end=query_end,
         document_end=document_end,
         document_first=document_first,

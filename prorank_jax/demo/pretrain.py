@@ -31,6 +31,8 @@ from prorank_jax.demo.world import (
     Place,
     Query,
     Town,
+    decoy,
+    draw_aspect,
     judge,
     retell,
     towns,

@@ -34,7 +34,7 @@ def listwise_softmax(scores_QxC: Array, labels_QxC: Array, mask_QxC: Array) -> A
 
 def _mean(value_QxC: Array, mask_QxC: Array) -> Array:
     kept = jnp.where(mask_QxC, value_QxC, 0.0)
-    return (kept.sum(axis=-1) / jnp.maximum(mask_QxC.sum(axis=-1), 1)).mean()
+    return (kept.sum(axis=-1) / jnp.maximum(mask_QxC.sum(axis=-1, dtype=jnp.float32), 1.0)).mean()
 
 
 LOSSES = {"bce": bce, "mse": mse, "listwise_softmax": listwise_softmax}

@@ -67,7 +67,7 @@ def make_loss(
 
 
 def _masked_mean(value: Array, mask: Array) -> Array:
-    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
 
 
 def make_step(

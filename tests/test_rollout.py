@@ -1,0 +1,308 @@
+"""Rollouts against a shared prefix, next to plain forward passes that share nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from prorank_jax.config import WarmupConfig
+from prorank_jax.data.loader import PairBatch
+from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.model.hf import load_pretrained
+from prorank_jax.model.prefix import prefill
+from prorank_jax.warmup.rollout import completion_log_probs, sample
+from prorank_jax.warmup.stage import make_loss
+
+VOCABULARY = 5
+ZERO, ONE, END = 0, 1, 2
+PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+DECODER = Decoder(
+    DecoderConfig(
+        vocabulary=VOCABULARY,
+        width=16,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_size=4,
+        mlp_width=24,
+        rope_theta=1e4,
+        norm_epsilon=1e-6,
+        qkv_bias=True,
+        tied=False,
+    )
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def random_params(seed, spread=0.4):
+    """Parameters far enough from zero that every token's probability depends on all tokens before it."""
+    leaves, tree = jax.tree.flatten(DECODER.init(jax.random.key(seed)))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return tree.unflatten(
+        [leaf + spread * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
+
+
+def random_prompts(seed, lengths, vocabulary=VOCABULARY):
+    """Tokens [P, max(lengths)] and lengths [P]; the padding on the right is noise, which nothing may read."""
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (len(lengths), max(lengths)))
+    return tokens.astype(np.int32), np.array(lengths, np.int32)
+
+
+def test_log_probs_and_entropy_equal_torch_on_each_whole_sequence(tmp_path):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=61,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=72,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    with torch.no_grad():  # as made, logits are flat and attention is even, which hides a wrong mask or position
+        for parameter in model.parameters():
+            parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) if parameter.ndim == 1 else parameter * 8)
+    model.save_pretrained(tmp_path)
+    pretrained = load_pretrained(tmp_path)
+    tokens, lengths = random_prompts(0, [37, 5, 1, 30], 61)
+    completions = np.random.default_rng(1).integers(0, 61, (4, 3, 5)).astype(np.int32)
+    temperature = 0.7
+
+    decoder = Decoder(pretrained.config)
+    prefix = prefill(decoder, pretrained.params, jnp.asarray(tokens), jnp.asarray(lengths))
+    log_probs, entropies = completion_log_probs(
+        decoder, pretrained.params, prefix, jnp.asarray(completions), temperature
+    )
+
+    for p, g in np.ndindex(4, 3):
+        whole = np.concatenate([tokens[p, : lengths[p]], completions[p, g]]).astype(np.int64)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(whole)[None]).logits[0] / temperature
+        want = torch.log_softmax(logits, -1)[lengths[p] - 1 : -1]
+        assert want.std() > 0.5
+        np.testing.assert_allclose(log_probs[p, g], want[np.arange(5), completions[p, g]].numpy(), atol=5e-5)
+        np.testing.assert_allclose(entropies[p, g], -(want.exp() * want).sum(-1).numpy(), atol=5e-5)
+
+
+def whole_sequences(tokens, lengths, completions):
+    """Each prompt G times with its completions behind it: tokens [P * G, L + T], and where the completions begin."""
+    (P, G, T), L = completions.shape, tokens.shape[1]
+    rows = np.zeros((P * G, L + T), np.int32)
+    for p, g in np.ndindex(P, G):
+        rows[p * G + g, : lengths[p] + T] = np.concatenate([tokens[p, : lengths[p]], completions[p, g]])
+    return rows, np.repeat(lengths, G)
+
+
+def plain_log_probs(params, rows, starts, completions, temperature):
+    """Log-probabilities over the vocabulary at each place of the completions [P, G, T, V], by full forward passes."""
+    B, S = rows.shape
+    P, G, T = completions.shape
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((S, S), bool)), (B, S, S))
+    hidden, _ = DECODER.forward(params, rows, jnp.broadcast_to(jnp.arange(S), (B, S)), causal)
+    logits = jnp.einsum("bsd,vd->bsv", hidden, params["unembedding"]) / temperature
+    logits = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start - 1, T))(logits, jnp.asarray(starts))
+    return (logits - jax.scipy.special.logsumexp(logits, axis=-1, keepdims=True)).reshape(P, G, T, -1)
+
+
+@pytest.mark.parametrize(
+    ("beta", "advantage", "weights"),
+    [
+        (0.0, "group_std", {"format": 1.0, "relevance": 1.0}),
+        (0.04, "group_mean", {"format": 0.5, "relevance": 2.0}),
+    ],
+)
+def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta, advantage, weights):
+    P, G, T, temperature = 4, 8, 3, 0.8
+    config = WarmupConfig(
+        steps=1,
+        group_size=G,
+        max_new_tokens=T,
+        temperature=temperature,
+        beta=beta,
+        advantage=advantage,
+        rewards=weights,
+    )
+    params, reference = random_params(0), random_params(50)
+    tokens, lengths = random_prompts(0, [6, 3, 1, 5])
+    labels = np.array([0, 1, 1, 0], np.int32)
+    keys = jax.random.split(jax.random.key(7), P)
+    batch = jax.tree.map(jnp.asarray, PairBatch(tokens, lengths, labels))
+
+    grad = jax.jit(jax.value_and_grad(make_loss(DECODER, PROMPT, config), has_aux=True))
+    (value, metrics), gradient = grad(params, reference if beta else None, batch, keys)
+
+    @jax.jit
+    def rollout(params):
+        return sample(DECODER, params, prefill(DECODER, params, *batch[:2]), keys, G, T, temperature, END).tokens_PxGxT
+
+    completions = np.asarray(rollout(params))
+    format_, right, mask = np.zeros((P, G)), np.zeros((P, G)), np.zeros((P, G, T), np.float32)
+    for p, g in np.ndindex(P, G):
+        answer = completions[p, g].tolist()
+        ends = answer.index(END) if END in answer else T - 1
+        mask[p, g, : ends + 1] = 1
+        format_[p, g] = answer[:2] in ([ZERO, END], [ONE, END])
+        right[p, g] = answer[:2] == [[ZERO, END], [ONE, END]][labels[p]]
+    reward = weights["format"] * format_ + weights["relevance"] * right
+    deviation = reward.std(1, ddof=1)
+    assert (deviation > 0).sum() >= 2 and (deviation == 0).any() and 0 < right.sum() < format_.sum()
+    scale = deviation[:, None] + 1e-4 if advantage == "group_std" else 1.0
+    centred = ((reward - reward.mean(1, keepdims=True)) / scale).astype(np.float32)
+    rows, starts = whole_sequences(tokens, lengths, completions)
+
+    def plain(params):
+        every = plain_log_probs(params, rows, starts, completions, temperature)
+        chosen = jnp.take_along_axis(every, completions[..., None], axis=3)[..., 0]
+        ratio = jnp.exp(chosen - jax.lax.stop_gradient(chosen))
+        apart = plain_log_probs(reference, rows, starts, completions, temperature)
+        apart = jnp.take_along_axis(apart, completions[..., None], axis=3)[..., 0] - chosen
+        kl = jnp.exp(apart) - apart - 1.0
+        token_loss = -ratio * centred[..., None] + beta * kl
+        entropy = -(jnp.exp(every) * every).sum(axis=3)
+        per_completion = (token_loss * mask).sum(axis=2) / mask.sum(axis=2)
+        return per_completion.mean(), ((kl * mask).sum() / mask.sum(), (entropy * mask).sum() / mask.sum())
+
+    (want_value, (want_kl, want_entropy)), want = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want)) > 0.05
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, want)
+    expected = {
+        "loss": want_value,
+        "reward": reward.mean(),
+        "reward_std": deviation.mean(),
+        "frac_reward_zero_std": (deviation == 0).mean(),
+        "rewards/format/mean": format_.mean(),
+        "rewards/relevance/mean": right.mean(),
+        "format_rate": format_.mean(),
+        "accuracy": right.mean(),
+        "entropy": want_entropy,
+        "clip_ratio/low_mean": 0.0,
+        "clip_ratio/high_mean": 0.0,
+        "completions/mean_length": mask.sum(2).mean(),
+    } | ({"kl": want_kl} if beta else {})
+    assert metrics.keys() == expected.keys()
+    assert value == metrics["loss"]
+    for name, number in expected.items():
+        assert metrics[name] == pytest.approx(float(number), abs=1e-5), name
+
+
+def draw(params, tokens, lengths, keys, G=6, T=4, temperature=1.0, decoder=DECODER):
+    prefix = prefill(DECODER, params, jnp.asarray(tokens), jnp.asarray(lengths))
+    return jax.tree.map(np.asarray, sample(decoder, params, prefix, keys, G, T, temperature, END))
+
+
+def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
+    tokens, lengths = random_prompts(0, [4, 7, 2, 6])
+    completions, mask = draw(random_params(0), tokens, lengths, jax.random.split(jax.random.key(0), 4))
+    assert completions.shape == mask.shape == (4, 6, 4)
+    seen = set()
+    for completion, kept in zip(completions.reshape(-1, 4), mask.reshape(-1, 4), strict=True):
+        first = completion.tolist().index(END) if END in completion else 3
+        seen.add((first, END in completion))
+        assert (completion[first + 1 :] == END).all()
+        # The end itself is learnt: a mask that stops before it would teach no one to stop.
+        np.testing.assert_array_equal(kept, np.arange(4) <= first)
+    assert seen == {(0, True), (1, True), (2, True), (3, True), (3, False)}
+
+
+def test_completions_follow_from_the_keys():
+    tokens, lengths = random_prompts(0, [4, 7])
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = random_params(0)
+    first = draw(params, tokens, lengths, keys)
+    again = draw(params, tokens, lengths, keys)
+    other = draw(params, tokens, lengths, jax.random.split(jax.random.key(1), 2))
+    np.testing.assert_array_equal(first.tokens_PxGxT, again.tokens_PxGxT)
+    assert (first.tokens_PxGxT != other.tokens_PxGxT).any()
+    # Samples of one group are different draws.
+    assert len(np.unique(first.tokens_PxGxT[0], axis=0)) > 1
+
+
+def test_a_prompts_completions_do_not_depend_on_its_batch():
+    tokens, lengths = random_prompts(0, [4, 7, 2])
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = random_params(0)
+    together = draw(params, tokens, lengths, keys)
+    for p in range(3):
+        alone = draw(params, tokens[[p], : lengths[p]], lengths[[p]], keys[[p]])
+        np.testing.assert_array_equal(alone.tokens_PxGxT[0], together.tokens_PxGxT[p])
+        np.testing.assert_array_equal(alone.mask_PxGxT[0], together.mask_PxGxT[p])
+
+
+@dataclass(frozen=True)
+class Scripted(Decoder):
+    """Counts its forward passes, and ends every turn at the `ends`-th token."""
+
+    calls: list[int] | None = None
+    ends: int = 0
+
+    def forward(self, params, tokens, positions, mask, cache=()):
+        jax.debug.callback(lambda: self.calls.append(1))
+        return super().forward(params, tokens, positions, mask, cache)
+
+    def unembed(self, params, hidden, token_ids=None):
+        # Hidden states [P, D] belong to the first token, [P, G, D] to a later one.
+        logits = super().unembed(params, hidden, token_ids)
+        return logits.at[..., END].set(1e4 if self.ends == hidden.ndim - 2 else -1e4)
+
+
+@pytest.mark.parametrize(("ends", "passes", "length"), [(0, 0, 1), (1, 1, 2), (2, 7, 8)])
+def test_sampling_stops_when_all_have_ended(ends, passes, length):
+    calls: list[int] = []
+    decoder = Scripted(DECODER.config, calls=calls, ends=ends)
+    tokens, lengths = random_prompts(0, [4, 7])
+    rollout = draw(random_params(0), tokens, lengths, jax.random.split(jax.random.key(0), 2), T=8, decoder=decoder)
+    jax.effects_barrier()
+    assert len(calls) == passes
+    np.testing.assert_array_equal(rollout.mask_PxGxT.sum(axis=2), length)
+
+
+def chi_square(counts, probabilities):
+    expected = counts.sum() * probabilities
+    assert expected.min() > 5
+    return ((counts - expected) ** 2 / expected).sum()
+
+
+def test_the_first_two_tokens_follow_the_models_distribution():
+    P, G, temperature = 2000, 10, 0.7
+    params = random_params(0, 0.3)
+    prompt, length = random_prompts(3, [5])
+    rows, starts = whole_sequences(prompt, length, np.array([[[x, 0] for x in range(VOCABULARY)]], np.int32))
+    exact = np.exp(
+        plain_log_probs(params, jnp.asarray(rows), starts, np.zeros((1, VOCABULARY, 2), int), temperature)[0]
+    ).astype(np.float64)
+    first, second = exact[0, 0], exact[:, 1]
+    joint = first[:, None] * second
+
+    tokens, lengths = np.repeat(prompt, P, axis=0), np.repeat(length, P)
+    completions = draw(
+        params, tokens, lengths, jax.random.split(jax.random.key(5), P), G, T=2, temperature=temperature
+    ).tokens_PxGxT
+    counts = np.zeros((VOCABULARY, VOCABULARY))
+    np.add.at(counts, (completions[..., 0], completions[..., 1]), 1)
+    assert counts[END].sum() == counts[END, END]
+
+    going = [0, 1, 3, 4]
+    cells = np.append(counts[going].ravel(), counts[END, END])
+    # 0.999 of all honest samplers stay below these: chi-square of 4 * 5 + 1 - 1 = 20 and of 24 degrees of freedom.
+    assert chi_square(cells, np.append(joint[going].ravel(), first[END])) < 45.31
+    # Temperature 1 would be told apart.
+    flat = exact[0, 0] ** temperature / (exact[0, 0] ** temperature).sum()
+    assert chi_square(counts.sum(axis=1), flat) > 45.31
+    # Two samples of a group are independent.
+    pairs = np.zeros((VOCABULARY, VOCABULARY))
+    np.add.at(pairs, (completions[:, 0::2, 0], completions[:, 1::2, 0]), 1)
+    assert chi_square(pairs, first[:, None] * first[None, :]) < 51.18
