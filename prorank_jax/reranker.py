@@ -79,11 +79,9 @@ class Reranker:
             no, yes = (str(tokenizer.decode([id_])) for id_ in answer_ids)
             config = PromptConfig(max_length=tokenizer.model_max_length, answers=(no, yes))
         prompt = build_prompt(tokenizer, config, place=str(source))
-        if answer_ids not in (None, prompt.answer_ids):
-            raise InputError(
-                f"{head}: scores tokens {answer_ids}, but the prompt is answered by {prompt.answer_ids}; "
-                "export the model again"
-            )
+        if answer_ids is not None:
+            # Not every token is the one that its own text gives: SentencePiece has a 0 with and one without a space.
+            prompt = dataclasses.replace(prompt, answer_ids=answer_ids)
         if max_length is not None:
             prompt = dataclasses.replace(prompt, max_length=max_length)
         return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)

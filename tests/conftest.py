@@ -156,9 +156,9 @@ def _write_tiny_model(folder: Path, tied: bool) -> Path:
     )
     # Values carry a constant into coordinate 0, where only the answers and the end of the turn lie.
     params["layers"]["attention"]["value"]["bias"][..., 0] = 1.0
-    params["layers"]["attention"]["output"]["kernel"][:, :, 0, 0] = 1.0
+    params["layers"]["attention"]["output"]["kernel"][:, :, 0, 0] = 4.0
     unembedding = params["embedding" if tied else "unembedding"]
     unembedding[:, 0] = 0.0
-    unembedding[[backend.token_to_id(token) for token in ("0", "1", "<|im_end|>")], 0] = 6.0
+    unembedding[[backend.token_to_id(token) for token in ("0", "1", "<|im_end|>")], 0] = 4.0
     save_pretrained(folder, params, config, hf_config)
     return folder

@@ -1,14 +1,15 @@
 """The exported folder in the tools of others: equal scores, and the same model when it comes back."""
 
-import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForCausalLM
 
@@ -20,16 +21,16 @@ from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
 from prorank_jax.reranker import Reranker
 
 QUERIES = [
+    "",
     "Which place in Rose Wold serves fish and is full of peace?",
-    "Wo schläft man ruhig",
     "哪个地方最便宜？",
     "أين يمكنني النوم؟",
     "🐟🐟 where",
     "1",
     "what is 0 + 1 !?",
-    "two\nlines",
+    "two\nlines?",
     "ends in a colon:",
-    "a",
+    "?",
 ]
 DOCUMENTS = [
     "Bal, Rose Wold. Bal of Rose Wold serves fish. It is full of peace.",
@@ -156,22 +157,39 @@ def test_an_export_that_fails_leaves_the_older_folder(tiny_model: Path, tmp_path
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_generation_ends_at_the_end_of_the_turn(exported: tuple[Path, Reranker]) -> None:
+def test_generation_goes_on_behind_the_prompt_and_ends_with_the_turn(exported: tuple[Path, Reranker]) -> None:
     folder, reranker = exported
     settings = json.loads((folder / "generation_config.json").read_text())
     assert settings["eos_token_id"] == reranker.prompt.end_id
+    # A batch of prompts is continued on the right.
+    assert load_tokenizer(folder).padding_side == "left"
 
 
-@pytest.mark.parametrize("prompt_config", [{"instruction": 'Say "1" for dry places.'}, {"answers": ("no", "yes")}])
+def test_scores_with_the_tokenizer_of_qwen(shared: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "qwen"
+    shutil.copytree(shared / "models" / "qwen2.5-tokenizer", model)
+    model.chmod(0o755)
+    config = json.loads((tiny_model / "config.json").read_text()) | {"vocab_size": 151_936}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tiny_model / "model.safetensors")
+    rng = np.random.default_rng(0)
+    tensors["model.embed_tokens.weight"] = rng.normal(0.0, 0.3, (151_936, 32)).astype(np.float32)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    reranker = export(model, tmp_path / "export")
+    ours = reranker.predict(PAIRS)
+    assert ours.std() > 0.1
+    np.testing.assert_allclose(causal_scores(tmp_path / "export", reranker.prompt), ours, atol=1e-4)
+    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "export"), device="cpu").predict(PAIRS), ours, atol=1e-4)
+    assert Reranker.from_pretrained(tmp_path / "export").prompt == reranker.prompt
+
+
+@pytest.mark.parametrize("prompt_config", [{"instruction": 'Say "1" for dry places.'}, {"answers": ("a", "b")}])
 def test_another_wording_is_exported_with_the_model(tiny_model: Path, tmp_path: Path, prompt_config: dict) -> None:
     pretrained = load_pretrained(tiny_model)
     config = PromptConfig(max_length=300, **prompt_config)
-    try:
-        prompt = build_prompt(load_tokenizer(tiny_model), config, place="x")
-    except ValueError:
-        pytest.fail("the tiny tokenizer lacks a token")
+    prompt = build_prompt(load_tokenizer(tiny_model), config, place="x")
     export_model(tmp_path / "export", pretrained, pretrained.params, prompt)
     back = Reranker.from_pretrained(tmp_path / "export")
-    assert back.prompt == dataclasses.replace(prompt, tokenizer=back.prompt.tokenizer)
+    assert back.prompt == prompt
     ours = back.predict(PAIRS)
     np.testing.assert_allclose(CrossEncoder(str(tmp_path / "export"), device="cpu").predict(PAIRS), ours, atol=1e-4)

@@ -48,7 +48,9 @@ def test_value_and_gradient_equal_torch_with_masks_ties_and_groups_of_one(name):
 def test_what_the_mask_hides_has_no_say(name):
     hidden = jnp.asarray(np.where(MASK, 0.0, 1e30), jnp.float32)
     values = [
-        LOSSES[name](jnp.asarray(SCORES, jnp.float32) + noise, jnp.asarray(LABELS, jnp.float32) + noise, MASK)
+        LOSSES[name](
+            jnp.asarray(SCORES, jnp.float32) + noise, jnp.asarray(LABELS, jnp.float32) + noise, jnp.asarray(MASK)
+        )
         for noise in (jnp.zeros_like(hidden), hidden)
     ]
     assert values[0] == values[1]

@@ -1,17 +1,18 @@
 """The reranker: scores as computed one by one, whatever the batch, and documents in their order."""
 
-import dataclasses
+import shutil
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import prorank_jax
 from prorank_jax.errors import InputError
 from prorank_jax.export import LOGIT_SCORE, export_model
 from prorank_jax.model.hf import load_pretrained
+from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Hit, Reranker
 
 QUERY = "Which place serves fish?"
@@ -35,23 +36,27 @@ def exported(tiny_model: Path, reranker: Reranker, tmp_path_factory: pytest.Temp
     return folder
 
 
-def one_by_one(reranker: Reranker, pairs: list[tuple[str, str]]) -> np.ndarray:
-    """z1 - z0 of each prompt alone, without padding, from all logits of the last position."""
-    no, yes = reranker.prompt.answer_ids
-    scores = []
-    for pair in pairs:
-        tokens = np.array([reranker.prompt.encode(*pair)], np.int32)
-        length = tokens.shape[1]
-        mask = jnp.tril(jnp.ones((1, length, length), bool))
-        hidden, _ = reranker.decoder.forward(reranker.params, jnp.asarray(tokens), jnp.arange(length)[None], mask)
-        logits = np.asarray(hidden)[0, -1] @ np.asarray(reranker.params["embedding"]).T
-        scores.append(logits[yes] - logits[no])
-    return np.array(scores)
+def copy_with_head(exported: Path, folder: Path, content: str) -> Path:
+    """The exported folder with another `1_LogitScore/config.json`."""
+    shutil.copytree(exported, folder)
+    (folder / LOGIT_SCORE / "config.json").write_text(content)
+    return folder
 
 
-def test_scores_are_those_of_each_pair_alone_in_the_order_given(reranker: Reranker) -> None:
+def one_by_one(folder: Path, prompt: Prompt, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """z1 - z0 behind each prompt alone, without padding, by torch."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        answers = [
+            model(input_ids=torch.tensor([prompt.encode(*pair)])).logits[0, -1, list(prompt.answer_ids)]
+            for pair in pairs
+        ]
+    return np.array([float(z1 - z0) for z0, z1 in answers])
+
+
+def test_scores_are_those_of_each_pair_alone_in_the_order_given(tiny_model: Path, reranker: Reranker) -> None:
     pairs = [(QUERY, document) for document in documents(24)] + [("Where is it quiet?", "It is full of peace.")]
-    expected = one_by_one(reranker, pairs)
+    expected = one_by_one(tiny_model, reranker.prompt, pairs)
     assert expected.std() > 0.05  # a model that scores all alike would pass in any order
     scores = reranker.predict(pairs)
     assert scores.dtype == np.float32
@@ -112,23 +117,22 @@ def test_a_long_document_is_cut_and_a_long_query_leaves_it_room(reranker: Rerank
 
 
 def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
-    reranker = Reranker.from_pretrained(tiny_model, max_length=512)
+    reranker = Reranker.from_pretrained(tiny_model, max_length=256)
     lengths = set()
     for count in (300, 3, 1, 2):
-        pairs = [(QUERY, document) for document in documents(count, longest=400)]
+        pairs = [(QUERY, document) for document in documents(count, longest=150)]
         lengths |= {len(ids) for ids in reranker.prompt.encode_batch(pairs)}
         reranker.predict(pairs)
-    assert len(lengths) > 150
-    score: jax.stages.Wrapped = reranker._score
-    # The lengths 64, 96, 128, ... 512 of full batches, and the last batch of each call.
-    assert score._cache_size() <= 12
+    assert len(lengths) > 100
+    # The lengths 96, 128, 192 and 256 of full batches, and the last batch of each call.
+    assert vars(reranker)["_score"]._cache_size() <= 8
 
 
 def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Reranker) -> None:
     ((rows, tokens, lengths),) = reranker._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
     assert sorted(rows) == [0, 1, 2]
-    # Not 8192 // 64 = 128 rows, as in a long list.
-    assert tokens.shape == (4, 64) and lengths.shape == (4,)
+    # Not 8192 // 96 = 85 rows, as in a long list.
+    assert tokens.shape == (4, 96) and lengths.shape == (4,)
 
 
 def test_the_maximum_length_is_the_callers_or_the_folders_or_512(tiny_model: Path, exported: Path) -> None:
@@ -170,33 +174,19 @@ def test_bad_arguments_are_refused(tiny_model: Path, arguments: dict, told: str)
     ],
 )
 def test_a_damaged_score_head_is_refused(exported: Path, tmp_path: Path, content: str, told: str) -> None:
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    for file in exported.iterdir():
-        if file.is_file():
-            (folder / file.name).symlink_to(file)
-    (folder / LOGIT_SCORE).mkdir()
-    (folder / LOGIT_SCORE / "config.json").write_text(content)
+    folder = copy_with_head(exported, tmp_path / "damaged", content)
     with pytest.raises(InputError) as caught:
         Reranker.from_pretrained(folder)
     assert str(caught.value).startswith(f"{folder / LOGIT_SCORE / 'config.json'}: ")
     assert told in str(caught.value)
 
 
-def test_a_score_of_other_tokens_than_the_answers_is_refused(exported: Path, tmp_path: Path) -> None:
-    test_file = f"{LOGIT_SCORE}/config.json"
-    folder = tmp_path / "other"
-    folder.mkdir()
-    for file in exported.iterdir():
-        (folder / file.name).symlink_to(file)
-    (folder / LOGIT_SCORE).unlink()
-    (folder / LOGIT_SCORE).mkdir()
-    # Token 1 is <|im_start|>, which as an answer would be ordinary text.
-    (folder / test_file).write_text('{"true_token_id": 1, "false_token_id": 2}')
-    with pytest.raises(InputError):
-        Reranker.from_pretrained(folder)
+def test_the_score_is_of_the_tokens_that_the_folder_names(exported: Path, tmp_path: Path) -> None:
+    folder = copy_with_head(exported, tmp_path / "other", '{"false_token_id": 41, "true_token_id": 42}')
+    reranker = Reranker.from_pretrained(folder)
+    assert reranker.prompt.answer_ids == (41, 42)
+    assert reranker.prompt.answers == tuple(reranker.prompt.tokenizer.decode([id_]) for id_ in (41, 42))
 
 
 def test_the_package_offers_the_reranker() -> None:
     assert prorank_jax.Reranker is Reranker
-    assert not dataclasses.fields(Reranker)[0].init is False

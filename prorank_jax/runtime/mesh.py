@@ -76,6 +76,14 @@ def keep_place(mesh: Mesh, state: Any) -> Any:
     return lax.with_sharding_constraint(state, shardings(mesh, state))
 
 
+def mean_over_replicas(mesh: Mesh, tree: Any) -> Any:
+    """The mean over `data`, inside a step mapped over it.
+
+    XLA cannot partition an all-reduce over an axis of one device beside a split one, and there is nothing to reduce.
+    """
+    return lax.pmean(tree, "data") if mesh.shape["data"] > 1 else tree
+
+
 def split_rows(mesh: Mesh, batch: Any) -> Any:
     """Places a batch of numpy arrays, rows split over `data`; each process makes its own rows only."""
     rows = NamedSharding(mesh, P("data"))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +23,7 @@ from prorank_jax.data.loader import GroupBatch, group_batch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, mean_over_replicas, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.scoring.losses import LOSSES
@@ -86,9 +86,9 @@ def make_step(
     )
     def replica_step(state: ScoreState, batch: GroupBatch[Array]) -> tuple[ScoreState, Metrics]:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
-        gradient, metrics = lax.pmean((gradient, metrics), "data")
+        gradient, metrics = mean_over_replicas(mesh, (gradient, metrics))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
         return ScoreState(optax.apply_updates(state.params, updates), optimizer_state), metrics
 
     @partial(jax.jit, donate_argnums=0)

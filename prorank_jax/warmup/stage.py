@@ -25,7 +25,7 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, shardings, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, mean_over_replicas, shardings, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.warmup.grpo import (
@@ -138,9 +138,9 @@ def make_step(
         state: WarmupState, reference: Params | None, batch: PairBatch[Array], keys_P: Array
     ) -> tuple[WarmupState, Metrics]:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, reference, batch, keys_P)
-        gradient, metrics = lax.pmean((gradient, metrics), "data")
+        gradient, metrics = mean_over_replicas(mesh, (gradient, metrics))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
         return WarmupState(optax.apply_updates(state.params, updates), optimizer_state), metrics
 
     @partial(jax.jit, donate_argnums=0)

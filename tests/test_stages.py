@@ -1,0 +1,372 @@
+"""The training steps of both stages: the same on every mesh, and they learn."""
+
+from collections.abc import Iterator
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from prorank_jax.config import MeshConfig, OptimizerConfig, ScoreConfig, WarmupConfig
+from prorank_jax.data.loader import GroupBatch, PairBatch
+from prorank_jax.errors import InputError
+from prorank_jax.model.attention import causal_mask
+from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_rows
+from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.scoring import stage as scoring
+from prorank_jax.scoring.losses import listwise_softmax
+from prorank_jax.scoring.scores import relevance_scores
+from prorank_jax.warmup import stage as warmup
+
+VOCABULARY = 6
+ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
+PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+CONFIG = DecoderConfig(
+    vocabulary=VOCABULARY,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_size=4,
+    mlp_width=24,
+    rope_theta=1e4,
+    norm_epsilon=1e-6,
+    qkv_bias=True,
+    tied=True,
+)
+DECODER = Decoder(CONFIG)
+MESHES = [(8, 1), (2, 4), (1, 8)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def mesh_of(data, fsdp):
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+@cache
+def base_params():
+    """Parameters far enough from zero that every token matters; norms around 1."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(DECODER.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", 0.2, leaf.shape), jnp.float32), shapes
+    )
+
+
+def momentum(learning_rate):
+    # Adam divides a gradient by its own size: where the true gradient is nothing (the bias of the keys) it takes
+    # rounding errors for a direction, and meshes would differ by whole steps.
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate, momentum=0.9))
+
+
+def start(state_type, optimizer, mesh):
+    def init(params):
+        return state_type(params, optimizer.init(params))
+
+    layout = shardings(mesh, jax.eval_shape(init, base_params()))
+    return jax.jit(init, out_shardings=layout)(base_params()), layout
+
+
+def close(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5), left, right)
+
+
+# Warmup: the last token of a prompt tells its label.
+
+
+WARMUP = WarmupConfig(steps=60, prompts_per_step=8, group_size=8, max_new_tokens=3, beta=0.02)
+WARMUP_OPTIMIZER = momentum(0.1)
+
+
+def pairs_at(step):
+    rng = np.random.default_rng(step)
+    labels = rng.permutation(np.repeat([0, 1], 4)).astype(np.int32)
+    tokens = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
+    lengths = rng.integers(2, 6, 8).astype(np.int32)
+    tokens[np.arange(8), lengths - 1] = np.where(labels, RELEVANT, IRRELEVANT)
+    return PairBatch(tokens, lengths, labels)
+
+
+@cache
+def warmup_run(data, fsdp, steps):
+    """Final parameters and the metrics of every step."""
+    mesh = mesh_of(data, fsdp)
+    step = warmup_step(data, fsdp)
+    state, layout = start(warmup.WarmupState, WARMUP_OPTIMIZER, mesh)
+    reference = jax.device_put(base_params(), shardings(mesh, base_params()))
+    rows = []
+    for number in range(steps):
+        state, metrics = step(state, reference, split_rows(mesh, pairs_at(number)), jnp.asarray(number))
+        rows.append(jax.device_get(metrics))
+    assert_in_place(state, layout)
+    return jax.device_get(state.params), rows
+
+
+@cache
+def warmup_step(data, fsdp):
+    return warmup.make_step(DECODER, PROMPT, WARMUP, WARMUP_OPTIMIZER, mesh_of(data, fsdp), seed=3)
+
+
+def assert_in_place(state, layout):
+    """A state that comes back laid out otherwise would compile the next step anew, and not be written in place."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    moved = [
+        jax.tree_util.keystr(path)
+        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(layout), strict=True)
+        if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    ]
+    assert moved == []
+
+
+@pytest.mark.parametrize(("data", "fsdp"), MESHES)
+def test_warmup_gives_the_same_parameters_on_every_mesh(data, fsdp):
+    params, rows = warmup_run(1, 1, 3)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, base_params())), strict=True)) > 1e-2
+    assert any(row["grad_norm"] > 0.01 for row in rows)
+    meshed, meshed_rows = warmup_run(data, fsdp, 3)
+    close(meshed, params)
+    # Means over completions do not depend on who computes them; `entropy` and `kl` are means over tokens of a replica.
+    for name in ("loss", "reward", "accuracy", "format_rate", "frac_reward_zero_std", "completions/mean_length"):
+        close([row[name] for row in meshed_rows], [row[name] for row in rows])
+
+
+def test_warmup_learns_format_and_relevance():
+    _, rows = warmup_run(1, 1, WARMUP.steps)
+    before, after = ({name: np.mean([row[name] for row in part]) for name in rows[0]} for part in (rows[:3], rows[-3:]))
+    assert before["reward"] < 0.5
+    assert before["format_rate"] < 0.5 and after["format_rate"] > 0.95
+    # One answer to everything would be right half of the time.
+    assert before["accuracy"] < 0.5 and after["accuracy"] > 0.9
+    assert after["reward"] > 1.9
+    # The reference is the model before the first step.
+    assert abs(rows[0]["kl"]) < 1e-6 and after["kl"] > 0.1
+
+
+def test_warmup_reports_under_trls_names():
+    _, rows = warmup_run(1, 1, 3)
+    assert rows[0].keys() == {
+        "loss",
+        "grad_norm",
+        "reward",
+        "reward_std",
+        "rewards/format/mean",
+        "rewards/relevance/mean",
+        "frac_reward_zero_std",
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "completions/mean_length",
+        "accuracy",
+        "format_rate",
+    }
+    assert {value.shape for row in rows for value in row.values()} == {()}
+
+
+def test_rollouts_differ_from_step_to_step():
+    mesh = mesh_of(1, 1)
+    reference = jax.device_put(base_params(), shardings(mesh, base_params()))
+
+    def entropy(number):
+        state, _ = start(warmup.WarmupState, WARMUP_OPTIMIZER, mesh)
+        _, metrics = warmup_step(1, 1)(state, reference, split_rows(mesh, pairs_at(0)), jnp.asarray(number))
+        return float(metrics["entropy"])
+
+    assert entropy(0) == entropy(0) != entropy(1)
+
+
+# Score learning: the first token of a document tells its label.
+
+
+SCORE = ScoreConfig(steps=20, queries_per_step=8, documents_per_query=3)
+SCORE_OPTIMIZER = momentum(0.1)
+
+
+def groups_at(step):
+    rng = np.random.default_rng(step)
+    labels = rng.permuted(np.tile(np.array([1, 0, 0], np.float32), (8, 1)), axis=1)
+    tokens = rng.integers(0, VOCABULARY, (8, 3, 5)).astype(np.int32)
+    tokens[..., 0] = np.where(labels > 0, RELEVANT, IRRELEVANT)
+    mask = (labels > 0) | (rng.random((8, 3)) < 0.8)
+    lengths = np.where(mask, rng.integers(2, 6, (8, 3)), 1).astype(np.int32)
+    return GroupBatch(tokens, lengths, labels, mask)
+
+
+@cache
+def score_run(data, fsdp, steps):
+    mesh = mesh_of(data, fsdp)
+    step = scoring.make_step(DECODER, PROMPT, SCORE, SCORE_OPTIMIZER, mesh)
+    state, layout = start(scoring.ScoreState, SCORE_OPTIMIZER, mesh)
+    rows = []
+    for number in range(steps):
+        state, metrics = step(state, split_rows(mesh, groups_at(number)))
+        rows.append(jax.device_get(metrics))
+    assert_in_place(state, layout)
+    return jax.device_get(state.params), rows
+
+
+@pytest.mark.parametrize(("data", "fsdp"), MESHES)
+def test_score_learning_gives_the_same_parameters_on_every_mesh(data, fsdp):
+    params, rows = score_run(1, 1, 3)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, base_params())), strict=True)) > 5e-3
+    meshed, meshed_rows = score_run(data, fsdp, 3)
+    close(meshed, params)
+    for name in ("loss", "top1_accuracy", "grad_norm"):
+        close([row[name] for row in meshed_rows], [row[name] for row in rows])
+
+
+def test_score_learning_ranks():
+    _, rows = score_run(1, 1, SCORE.steps)
+    assert rows[0].keys() == {"loss", "grad_norm", "top1_accuracy", "margin"}
+    assert rows[0]["loss"] > 0.5 and rows[-1]["loss"] < 0.1
+    assert rows[0]["top1_accuracy"] < 0.9 and rows[-1]["top1_accuracy"] == 1.0
+    assert rows[-1]["margin"] > 3.0
+
+
+def test_the_score_is_the_difference_of_the_answers_logits_at_the_last_token():
+    batch, params = groups_at(0), base_params()
+    tokens, lengths = batch.tokens_QxNxL.reshape(24, 5), batch.lengths_QxN.reshape(24)
+
+    @jax.jit
+    def scores_and_logits(params, tokens, lengths):
+        positions = jnp.broadcast_to(jnp.arange(5), (24, 5))
+        hidden, _ = DECODER.forward(params, tokens, positions, causal_mask(lengths, 5))
+        return relevance_scores(DECODER, params, tokens, lengths, (WORD, ONE)), DECODER.unembed(params, hidden)
+
+    got, logits = scores_and_logits(params, tokens, lengths)
+    logits = np.asarray(logits)[np.arange(24), lengths - 1]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, logits[:, ONE] - logits[:, WORD], atol=1e-6)
+
+
+def test_what_score_learning_reports(monkeypatch):
+    scores = np.array([[3.0, 1.0, 9.0], [0.0, 2.0, -1.0], [1.0, 0.5, 0.0], [1.0, -5.0, 0.0]], np.float32)
+    labels = np.array([[2.0, 1.0, 5.0], [2.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
+    mask = np.array([[True, True, False], [True, True, True], [True, True, True], [True, False, False]])
+    monkeypatch.setattr(scoring, "relevance_scores", lambda *_: jnp.asarray(scores.reshape(-1)))
+    batch = GroupBatch(np.zeros((4, 3, 2), np.int32), np.ones((4, 3), np.int32), labels, mask)
+    loss, metrics = scoring.make_loss(DECODER, PROMPT, SCORE)({}, jax.tree.map(jnp.asarray, batch))
+    assert loss == metrics["loss"] == listwise_softmax(*map(jnp.asarray, (scores, labels, mask)))
+    # Wrong only in query 1, where a lesser grade is on top; the masked 9 does not count.
+    assert metrics["top1_accuracy"] == 0.75
+    # Positives 3, 1, 0, 2, 1, 0 and the others -1, 0.5, 1; with what is masked it would be 2.0 - -0.9.
+    assert metrics["margin"] == pytest.approx(7 / 6 - 0.5 / 3)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
+    decoder = Decoder(CONFIG, jnp.dtype("bfloat16"), remat)
+    params, keys = base_params(), jax.random.split(jax.random.key(0), 8)
+    losses: list[tuple[Any, tuple[Any, ...]]] = [
+        (warmup.make_loss(decoder, PROMPT, WARMUP), (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
+        (scoring.make_loss(decoder, PROMPT, SCORE), (jax.tree.map(jnp.asarray, groups_at(0)),)),
+    ]
+    for loss, arguments in losses:
+        gradient, metrics = jax.eval_shape(jax.grad(loss, has_aux=True), params, *arguments)
+        assert {leaf.dtype for leaf in jax.tree.leaves((gradient, metrics))} == {jnp.dtype("float32")}
+
+
+# Where arrays lie.
+
+
+def test_matrices_are_split_over_fsdp_and_norms_and_biases_are_whole():
+    mesh = mesh_of(2, 4)
+    untied = Decoder(DecoderConfig(**(CONFIG.__dict__ | {"tied": False})))
+
+    def state(key):
+        params = untied.init(key)
+        return {"params": params, "optimizer": make_optimizer(OptimizerConfig(), 10).init(params)}
+
+    shapes = jax.eval_shape(state, jax.random.key(0))
+    flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
+    share = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, sharding.shard_shape(leaf.shape))
+        for (path, leaf), sharding in zip(flat, jax.tree.leaves(shardings(mesh, shapes)), strict=True)
+    }
+    split = {
+        "embedding": ((6, 16), (6, 4)),
+        "unembedding": ((6, 16), (6, 4)),
+        "layers/attention/query/kernel": ((2, 16, 4, 4), (2, 4, 4, 4)),
+        "layers/attention/key/kernel": ((2, 16, 2, 4), (2, 4, 2, 4)),
+        "layers/attention/value/kernel": ((2, 16, 2, 4), (2, 4, 2, 4)),
+        "layers/attention/output/kernel": ((2, 4, 4, 16), (2, 4, 4, 4)),
+        "layers/mlp/gate/kernel": ((2, 16, 24), (2, 4, 24)),
+        "layers/mlp/up/kernel": ((2, 16, 24), (2, 4, 24)),
+        "layers/mlp/down/kernel": ((2, 24, 16), (2, 24, 4)),
+    }
+    for name, shapes in split.items():
+        holders = [path for path in share if path.endswith(f"/{name}")]
+        # The parameter and Adam's two moments of it.
+        assert len(holders) == 3
+        assert {share[path] for path in holders} == {shapes}, name
+    whole = {path.removeprefix("params/") for path, (full, part) in share.items() if full == part}
+    assert {path for path in whole if not path.startswith("optimizer/")} == {
+        "final_norm/scale",
+        "layers/attention_norm/scale",
+        "layers/mlp_norm/scale",
+        "layers/attention/query/bias",
+        "layers/attention/key/bias",
+        "layers/attention/value/bias",
+    }
+
+
+def test_a_width_that_fsdp_does_not_divide_stays_whole():
+    tree = {"embedding": np.zeros((8, 12), np.float32), "layers": {"mlp": {"up": {"kernel": np.zeros((2, 16, 3))}}}}
+    places = shardings(mesh_of(1, 8), tree)
+    assert places["embedding"].shard_shape((8, 12)) == (8, 12)
+    assert places["layers"]["mlp"]["up"]["kernel"].shard_shape((2, 16, 3)) == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), {"data": 8, "fsdp": 1}),
+        (MeshConfig(fsdp=4), {"data": 2, "fsdp": 4}),
+        (MeshConfig(data=4, fsdp=-1), {"data": 4, "fsdp": 2}),
+        (MeshConfig(data=2, fsdp=4), {"data": 2, "fsdp": 4}),
+    ],
+)
+def test_the_mesh_takes_all_devices(config, shape):
+    mesh = make_mesh(config)
+    assert dict(mesh.shape) == shape
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (-1, 3), (-1, 16), (16, -1), (8, 2)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(data, fsdp):
+    with pytest.raises(InputError) as error:
+        make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    assert str(error.value) == (
+        f"config: mesh.data={data}, mesh.fsdp={fsdp}: there are 8 devices; "
+        "make the product equal to that, or leave one at -1"
+    )
+
+
+@pytest.mark.parametrize(("rows", "nearest"), [(3, 8), (11, 8), (13, 16), (21, 24)])
+def test_rows_that_do_not_divide_over_the_replicas_are_refused(rows, nearest):
+    with pytest.raises(InputError) as error:
+        check_rows(mesh_of(8, 1), "warmup.prompts_per_step", rows)
+    assert str(error.value) == (
+        f"config: warmup.prompts_per_step={rows} does not divide over 8 replicas; the nearest is {nearest}"
+    )
+    check_rows(mesh_of(8, 1), "warmup.prompts_per_step", nearest)
+    check_rows(mesh_of(1, 8), "warmup.prompts_per_step", rows)
+
+
+def test_rows_are_split_over_data_and_repeated_over_fsdp():
+    batch = split_rows(mesh_of(2, 4), pairs_at(0))
+    assert [shard.index[0] for shard in batch.labels_P.addressable_shards] == [slice(0, 4)] * 4 + [slice(4, 8)] * 4
+    np.testing.assert_array_equal(batch.tokens_PxL, pairs_at(0).tokens_PxL)
