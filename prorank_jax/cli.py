@@ -133,7 +133,7 @@ def doctor() -> None:
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="prorank", standalone_mode=False)
     except InputError as error:
         status = _refuse(str(error))
     except typer.TyperException as error:

@@ -26,7 +26,8 @@ def export_model(folder: Path, base: Pretrained, params: Params, prompt: Prompt)
     tokenizer = load_tokenizer(base.folder)
     tokenizer.chat_template = prompt.template
     tokenizer.model_max_length = prompt.max_length
-    tokenizer.padding_side = "left"
+    # transformers saves the attribute only where the tokenizer was made with it.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     tokenizer.save_pretrained(unfinished)
     for name, content in _sentence_transformers_files(prompt).items():
         path = unfinished / name
