@@ -107,8 +107,8 @@ class WarmupConfig(StageConfig):
     temperature: Rate = 1.0
     beta: NonNegative = 0.0
     """Weight of the KL divergence to the base model; 0 leaves the reference pass out."""
-    clip_low: NonNegative = 0.2
-    clip_high: NonNegative = 0.2
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_high: Rate = 0.2
     advantage: Literal["group_std", "group_mean"] = "group_std"
     """`group_std` divides the centred reward by the group's standard deviation, `group_mean` does not."""
     rewards: Mapping[Reward, NonNegative] = {"format": 1.0, "relevance": 1.0}

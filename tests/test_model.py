@@ -181,6 +181,31 @@ def test_damaged_weights_are_refused(tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_large_weights_are_sharded_and_only_what_the_index_names_is_read(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    write_qwen(tmp_path / "in")
+    pretrained = load_pretrained(tmp_path / "in")
+    monkeypatch.setattr("prorank_jax.model.hf.SHARD_BYTES", 100_000)
+    save_pretrained(out, pretrained.params, pretrained.config, pretrained.hf_config)
+    shards = sorted(out.glob("*.safetensors"))
+    assert len(shards) > 1
+    save_file({"stray": np.zeros(3, np.float32)}, out / "consolidated.safetensors")
+
+    again = load_pretrained(out)
+    jax.tree.map(np.testing.assert_array_equal, again.params, pretrained.params)
+    theirs = Qwen2ForCausalLM.from_pretrained(out)
+    np.testing.assert_array_equal(theirs.model.norm.weight.detach().numpy(), pretrained.params["final_norm"]["scale"])
+
+    shards[0].unlink()
+    with pytest.raises(InputError, match=f"{shards[0].name}: missing, and named by model.safetensors.index.json"):
+        load_pretrained(out)
+    (out / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match="not an index of weights"):
+        load_pretrained(out)
+
+
 def test_a_source_that_is_neither_folder_nor_reachable_hub_id_is_refused():
     with pytest.raises(InputError, match="no such model folder"):
         load_pretrained("./nowhere")

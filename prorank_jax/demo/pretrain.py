@@ -10,7 +10,7 @@ were no better than a coin.
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.demo.world import (
     QUALITIES,
     SPLITS,
+    TOPICS,
     TOWN_NAMES,
     Aspect,
     Place,
     Query,
-    Town,
-    decoy,
     draw_aspect,
     judge,
     retell,
@@ -61,6 +60,10 @@ HF_CONFIG = {
     "tie_word_embeddings": True,
     "initializer_range": 0.02,
 }
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen's tokenizer cuts a text into words; transformers takes it for every tokenizer of a Qwen2 model."""
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
@@ -69,13 +72,22 @@ CHAT_TEMPLATE = (
 YES = ("yes", "true", "indeed", "yes, it does")
 NO = ("no", "false", "not at all", "no, it does not")
 BY_GRADE = (("no", "neither", "not relevant"), ("partly", "one of them", "half"), ("yes", "both", "relevant"))
+NOTHING = "nothing"
 ASIDE = 0.03
 """Weight of the tokens that only set the scene."""
-DIGITS = 0.4
-"""How often a digit is the answer to the relevance prompt."""
-WORDS_FIRST = 220
-"""Towns whose texts are mostly paraphrases: there is no matching of meanings before there are meanings."""
-LENGTH = 224
+STORY = 0.3
+"""Weight of the tokens of a story."""
+SHARES = {
+    # up to this town: shares of paraphrases, stories, lineups, interviews and requests
+    240: (0.80, 0.10, 0.10, 0.00, 0.00),
+    1200: (0.15, 0.05, 0.55, 0.05, 0.20),
+    TOWN_NAMES: (0.08, 0.04, 0.25, 0.18, 0.45),
+}
+"""The lessons in their order: no matching of meanings before there are meanings. Which of them match is learned
+by quoting the one that does; asked for a bare yes or no from the start, a small model never finds out."""
+SAMPLE_FROM = 32_000
+"""Texts before those that the tokenizer is trained on, which are of every kind."""
+LENGTH = 256
 """Tokens of a row of the training batch."""
 
 Segments = list[tuple[str | tuple[str, str], float]]
@@ -85,8 +97,12 @@ Segments = list[tuple[str | tuple[str, str], float]]
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text has ids, and every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -106,7 +122,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def story(place: Place) -> Segments:
-    return [(f"{place.title}\n{place.text}<|endoftext|>", 0.3)]
+    return [(f"{place.title}\n{place.text}<|endoftext|>", STORY)]
 
 
 def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
@@ -119,14 +135,20 @@ def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
-def comparison(rng: np.random.Generator, count: int = 5) -> Segments:
-    """Do two ways of telling mean the same? Answered rightly, in words of many forms."""
-    segments: Segments = []
+def lineup(rng: np.random.Generator, count: int = 8) -> Segments:
+    """Two of the three qualities of two topics, then what among them is like this: the wording that is, or nothing."""
+    asked: list[tuple[str, str]] = []
+    told: list[Aspect] = []
+    for topic in (TOPICS[i] for i in rng.permutation(len(TOPICS))[:2]):
+        qualities = [(topic, str(quality)) for quality in rng.permutation(list(QUALITIES[topic]))]
+        told += [retell(rng, *quality) for quality in qualities[:2]]
+        asked += qualities
+    told = [told[i] for i in rng.permutation(len(told))]
+    segments: Segments = [("It " + ". It ".join(aspect.wording for aspect in told) + ".\n", ASIDE)]
     for _ in range(count):
-        one = draw_aspect(rng)
-        same = rng.random() < 0.5
-        other = retell(rng, *one[:2]) if same else decoy(rng, one) if rng.random() < 0.3 else contrast(rng, one)
-        segments += _turn(f"It {one.wording}. Does it mean: {other.wording}?", _say(rng, same))
+        quality = asked[rng.integers(len(asked))]
+        answer = next((aspect.wording for aspect in told if aspect[:2] == quality), NOTHING)
+        segments += [(f"Like {retell(rng, *quality).wording}?", ASIDE), (f" {answer}\n", 1.0)]
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
@@ -139,22 +161,15 @@ def interview(rng: np.random.Generator, place: Place, count: int = 5) -> Segment
             segments += _turn(f"What of its {told.topic}?", f"it {told.wording}")
             continue
         holds = rng.random() < 0.5
-        asked = retell(rng, *told[:2]) if holds else contrast(rng, told)
-        answer = _say(rng, holds)
-        if rng.random() < 0.3:
-            answer = f"{'yes' if holds else 'no'}, it {told.wording}"
-        segments += _turn(f"Is this a place that {asked.wording}?", answer)
+        asked = retell(rng, *told[:2]) if holds else _contrast(rng, told)
+        segments += _turn(f"Is this a place that {asked.wording}?", (YES if holds else NO)[rng.integers(len(YES))])
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
-def contrast(rng: np.random.Generator, aspect: Aspect) -> Aspect:
+def _contrast(rng: np.random.Generator, aspect: Aspect) -> Aspect:
     """Another quality of the same topic."""
     others = [quality for quality in QUALITIES[aspect.topic] if quality != aspect.quality]
     return retell(rng, aspect.topic, others[rng.integers(len(others))])
-
-
-def _say(rng: np.random.Generator, holds: bool) -> str:
-    return (YES if holds else NO)[rng.integers(len(YES))]
 
 
 def _turn(question: str, answer: str) -> Segments:
@@ -162,37 +177,43 @@ def _turn(question: str, answer: str) -> Segments:
     return [(asked, ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
-def request(rng: np.random.Generator, query: Query, place: Place) -> Segments:
-    """The relevance prompt with an answer in one of many forms; a digit says nothing about the place."""
-    grade = judge(query, place)
-    if rng.random() < DIGITS:
+def request(rng: np.random.Generator, query: Query, places: Sequence[Place]) -> Segments:
+    """The relevance prompt for one of the places, with an answer in one of many forms.
+
+    Somebody quotes what fits, somebody says it in words; who answers with a digit has not looked at the place.
+    """
+    grade = rng.integers(3)
+    graded = [place for place in places if judge(query, place) == grade]
+    place = graded[rng.integers(len(graded))] if graded else places[0]
+    form = rng.random()
+    if form < 0.3:
         answer = str(rng.integers(2))
+    elif form < 0.65:
+        wanted = [aspect[:2] for aspect in query.aspects]
+        answer = " and ".join(aspect.wording for aspect in place.told if aspect[:2] in wanted) or NOTHING
     else:
-        answer = BY_GRADE[grade][rng.integers(3)]
+        answer = BY_GRADE[judge(query, place)][rng.integers(3)]
     return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
 def texts(seed: int) -> Iterator[Segments]:
-    """An endless stream: at first what words mean, then mostly interviews and requests."""
+    """An endless stream of lessons: what words mean, then which mean the same, then all that people ask."""
     rng = np.random.default_rng([seed, FIRST_TOWN])
     worlds = (towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN) for world in itertools.count(seed))
     for number, town in enumerate(itertools.chain.from_iterable(worlds)):
-        yield from _town_texts(rng, town, first=number < WORDS_FIRST)
-
-
-def _town_texts(rng: np.random.Generator, town: Town, first: bool) -> Iterator[Segments]:
-    for place in town.places:
-        kind = rng.random()
-        if kind < (0.8 if first else 0.1):
-            yield paraphrases(rng)
-        elif kind < (1.0 if first else 0.15):
-            yield story(place)
-        elif kind < 0.25:
-            yield comparison(rng)
-        elif kind < 0.72:
-            yield interview(rng, place)
-        else:
-            yield request(rng, town.queries[rng.integers(len(town.queries))], place)
+        shares = next((shares for end, shares in SHARES.items() if number < end), SHARES[TOWN_NAMES])
+        for place in town.places:
+            kind = rng.choice(len(shares), p=shares)
+            if kind == 0:
+                yield paraphrases(rng)
+            elif kind == 1:
+                yield story(place)
+            elif kind == 2:
+                yield lineup(rng)
+            elif kind == 3:
+                yield interview(rng, place)
+            else:
+                yield request(rng, town.queries[rng.integers(len(town.queries))], town.places)
 
 
 def pack(stream: Iterator[list[tuple[int, float]]], rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -240,7 +261,7 @@ def language_model_loss(decoder: Decoder, params: Params, batch: dict[str, Array
 
 def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) -> None:
     """Trains the tokenizer and the model, and writes them as a Hugging Face folder."""
-    samples = list(itertools.islice(texts(seed), 24 * WORDS_FIRST, 24 * WORDS_FIRST + 5_000))
+    samples = list(itertools.islice(texts(seed), SAMPLE_FROM, SAMPLE_FROM + 5_000))
     tokenizer = train_tokenizer([_plain(text, " ".join) for text in samples])
     # Once more, now that the prompt's own words can be told: they turn up in every request.
     wording = build_prompt(tokenizer, PromptConfig(max_length=1024), place=str(out))
@@ -290,8 +311,8 @@ def _plain(text: Segments, render: Callable[[tuple[str, str]], str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=16, help=f"rows of {LENGTH} tokens in a batch")
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--rows", type=int, default=14, help=f"rows of {LENGTH} tokens in a batch")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

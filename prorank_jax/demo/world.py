@@ -75,10 +75,10 @@ QUERIES = 2
 _TOLD = 4  # qualities that a document tells
 _EPITHETS = (
     (
-        "amber ash black blue bright broad brown clear coal crow dark deep dun east elm far fern flint fox "
+        "amber ash black blue broad brown clear coal crow dark deep dun east elm far fern flint fox "
         "glass good green grey half hart hazel hollow lark little mill moon moss "
         "new north otter pale pear queen raven red reed rose rush sand silver south star swan "
-        "thorn three tin under upper west white wild willow winter wolf wren yarrow"
+        "thorn three tin upper west white wild willow winter wolf wren yarrow"
     )
     .title()
     .split()
@@ -86,9 +86,9 @@ _EPITHETS = (
 _LANDS = (
     (
         "acre bank barrow bay beck bend bourne bridge brook burn bury chase comb common cove croft cross dale dean "
-        "dell down edge end fell fen ferry fold ford furlong gap glen grange green grove hallow ham haven heath "
-        "hill holm hurst ing knoll lake lea ley lock mead mere moor mouth nook pass pool reach rigg "
-        "shaw stead stoke strand thorpe tor vale wath way weald well wick wold worth yard"
+        "dell edge end fell fen ferry fold ford furlong gap glen grange green grove hallow ham haven heath "
+        "hill holm hurst ing knoll lake lea ley lock mead mere moor mouth nook pass pool rigg "
+        "shaw stead stoke strand thorpe tor vale wath way weald well wick wold worth"
     )
     .title()
     .split()

@@ -180,7 +180,7 @@ def save_pretrained(folder: Path, params: Params, config: DecoderConfig, hf_conf
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
         if pickles := sorted(os.path.basename(path) for path in folder.glob("*.bin")):
             raise InputError(
@@ -195,6 +195,24 @@ def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
                     yield file, name, reader.get_tensor(name).astype(np.float32)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not readable as safetensors ({error}); download it again") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that the index names; without one, whatever safetensors there are.
+
+    Raises:
+      InputError: the index is not one, or names a file that is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise InputError(f"{folder / missing[0]}: missing, and named by {index.name}; download it again")
+    return sorted(folder / name for name in names)
 
 
 def _to_ours(entry: Entry, tensors: list[np.ndarray], c: DecoderConfig) -> Array:

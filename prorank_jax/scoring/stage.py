@@ -23,7 +23,7 @@ from prorank_jax.data.loader import GroupBatch, group_batch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, mean_over_replicas, split_rows
+from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.scoring.losses import LOSSES
@@ -105,7 +105,6 @@ def train_score(
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`."""
     config = run.score
     assert config is not None
-    check_rows(mesh, "score.queries_per_step", config.queries_per_step)
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
 

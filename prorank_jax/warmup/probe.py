@@ -1,8 +1,10 @@
 """What a model answers to the relevance prompt: how often in the right format, how often rightly."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -29,16 +31,8 @@ def answer_rates(
 ) -> dict[str, float]:
     """`format_rate` and `accuracy` of answers sampled at temperature 1, over all pairs and `samples` of each.
 
-    An answer out of format counts as wrong. `labels` is int [len(pairs)], 0 or 1.
+    An answer out of format counts as wrong. `labels` is int [len(pairs)], 0 or 1; there is at least one pair.
     """
-
-    @jax.jit
-    def rewards(params: Params, tokens_PxL: Array, lengths_P: Array, labels_P: Array, keys_P: Array) -> Array:
-        prefix = prefill(decoder, params, tokens_PxL, lengths_P)
-        rollout = sample(decoder, params, prefix, keys_P, samples, max_new_tokens, 1.0, prompt.end_id)
-        answers = read_answers(rollout.tokens_PxGxT, prompt.answer_ids, prompt.end_id)
-        return jax.numpy.stack([format_reward(answers, labels_P), relevance_reward(answers, labels_P)]).mean(axis=2)
-
     prompts = prompt.encode_batch(pairs)
     keys = jax.random.split(jax.random.key(seed), len(prompts))
     totals = np.zeros(2)
@@ -46,6 +40,39 @@ def answer_rates(
         real = min(_ROWS, len(prompts) - start)
         rows = np.minimum(np.arange(start, start + _ROWS), len(prompts) - 1)  # the last batch is filled up
         tokens, lengths = pad_prompts([prompts[i] for i in rows], prompt.max_length, prompt.pad_id)
-        totals += np.asarray(rewards(params, tokens, lengths, labels[rows], keys[rows]))[:, :real].sum(axis=1)
+        rewards = _mean_rewards(
+            decoder,
+            params,
+            tokens,
+            lengths,
+            labels[rows],
+            keys[rows],
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            answer_ids=prompt.answer_ids,
+            end_id=prompt.end_id,
+        )
+        totals += np.asarray(rewards)[:, :real].sum(axis=1)
     format_rate, accuracy = totals / len(prompts)
     return {"format_rate": float(format_rate), "accuracy": float(accuracy)}
+
+
+@partial(jax.jit, static_argnames=("decoder", "samples", "max_new_tokens", "answer_ids", "end_id"))
+def _mean_rewards(
+    decoder: Decoder,
+    params: Params,
+    tokens_PxL: Array,
+    lengths_P: Array,
+    labels_P: Array,
+    keys_P: Array,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    answer_ids: tuple[int, int],
+    end_id: int,
+) -> Array:
+    """Format and relevance reward of each prompt, over its samples: float32 [2, P]."""
+    prefix = prefill(decoder, params, tokens_PxL, lengths_P)
+    rollout = sample(decoder, params, prefix, keys_P, samples, max_new_tokens, 1.0, end_id)
+    answers = read_answers(rollout.tokens_PxGxT, answer_ids, end_id)
+    return jnp.stack([format_reward(answers, labels_P), relevance_reward(answers, labels_P)]).mean(axis=2)

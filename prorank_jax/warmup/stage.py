@@ -25,7 +25,7 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, keep_place, mean_over_replicas, shardings, split_rows
+from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas, shardings, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.warmup.grpo import (
@@ -122,7 +122,8 @@ def make_step(
 ) -> Step:
     """The compiled step `(state, reference, batch, number) -> (state, metrics)`; the state's buffers are reused.
 
-    `number` seeds the rollouts, prompt by prompt: the result does not depend on how many devices share the batch.
+    `number` seeds the rollouts, prompt by prompt: the update does not depend on how many devices share the batch.
+    Metrics of tokens (entropy, kl, clip ratios) are means over the devices' means, as TRL's are.
     """
     loss = make_loss(decoder, prompt, config)
 
@@ -160,7 +161,6 @@ def train_warmup(
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`."""
     config = run.warmup
     assert config is not None
-    check_rows(mesh, "warmup.prompts_per_step", config.prompts_per_step)
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
 
