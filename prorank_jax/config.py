@@ -45,6 +45,8 @@ class PromptConfig(Section):
     """Tokens of a whole prompt; documents are cut to fit."""
     instruction: str | None = None
     """Replaces the default task statement (the `system` role)."""
+    order: Literal["query_first", "document_first"] | None = None
+    """What the prompt shows first; default: the template's own order, the query in the one that we make."""
     template: str | None = None
     """Path of a Jinja template with the roles `query` and `document`; default: made from the
     tokenizer's own chat template."""

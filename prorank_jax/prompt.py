@@ -207,7 +207,7 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
             template = chat
         else:
             instruction = INSTRUCTION if config.instruction is None else config.instruction
-            template = make_template(tokenizer, instruction, config.answers)
+            template = make_template(tokenizer, instruction, config.answers, config.order == "document_first")
         template = complete(template, tokenizer, config.instruction)
         rendered = render(template, PAIR, tokenizer)
     except TemplateSyntaxError as error:
@@ -225,6 +225,11 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
         return [template_ids(tokenizer, text) for text in texts]
 
     document_first = rendered.index(DOCUMENT) < rendered.index(QUERY)
+    if config.order not in (None, "document_first" if document_first else "query_first"):
+        raise InputError(
+            f"{source}: it prints the {'document' if document_first else 'query'} first, and prompt.order is "
+            f"{config.order}; leave prompt.order out, or change the template"
+        )
     first, second = (DOCUMENT, QUERY) if document_first else (QUERY, DOCUMENT)
     head, _, rest = rendered.partition(first)
     middle, _, tail = rest.partition(second)

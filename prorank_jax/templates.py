@@ -134,7 +134,9 @@ def is_pair_template(template: str, tokenizer: "PreTrainedTokenizerFast") -> boo
         return True
 
 
-def make_template(tokenizer: "PreTrainedTokenizerFast", instruction: str, answers: tuple[str, str]) -> str:
+def make_template(
+    tokenizer: "PreTrainedTokenizerFast", instruction: str, answers: tuple[str, str], document_first: bool = False
+) -> str:
     """Our prompt in the chat format of a tokenizer, as Jinja text.
 
     The format is read off the tokenizer's own chat template, else chosen by its special tokens,
@@ -145,7 +147,8 @@ def make_template(tokenizer: "PreTrainedTokenizerFast", instruction: str, answer
       answers: the answers for "not relevant" and "relevant".
     """
     task = f"Answer exactly {answers[1]} if relevant, {answers[0]} if not."
-    user = f"Query:\n{QUERY}\nDocument:\n{DOCUMENT}\n{task}"
+    parts = [f"Query:\n{QUERY}\n", f"Document:\n{DOCUMENT}\n"]
+    user = "".join(reversed(parts) if document_first else parts) + task
     text = _own_format(tokenizer, user)
     if text is None:
         text = _format(tokenizer)[0].replace("{user}", user)

@@ -460,3 +460,22 @@ def test_made_templates_survive_the_end_of_the_file(qwen: PreTrainedTokenizerFas
         rendered = qwen.apply_chat_template(messages, chat_template=text, tokenize=False)
         assert isinstance(rendered, str)
         assert rendered.endswith("0 if not.<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_either_may_come_first(qwen: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    prompt = build_prompt(qwen, PromptConfig(max_length=60, order="document_first"), place="qwen")
+    text = text_of(prompt, "love?", "never")
+    assert text.index("Document:\nnever\n") < text.index("Query:\nlove?\n") < text.index("Answer exactly")
+    for query, document in (("love?", "never"), ("a\nb?", ".\n"), ("Q", "x. " * 3)):
+        assert prompt.encode(query, document) == whole(prompt, query, document)
+    # It is the document that is cut, wherever it stands.
+    cut = text_of(prompt, "love?", "never " * 99)
+    assert len(prompt.encode("love?", "never " * 99)) == 60
+    assert "never never" in cut
+    assert "Query:\nlove?\n" in cut
+
+    path = write(tmp_path / "made.jinja", prompt.template)
+    again = build_prompt(qwen, PromptConfig(template=path), place="qwen")
+    assert again.document_first
+    with pytest.raises(InputError, match=r"made.jinja: it prints the document first, and prompt.order is query_first"):
+        build_prompt(qwen, PromptConfig(template=path, order="query_first"), place="qwen")

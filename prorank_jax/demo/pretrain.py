@@ -1,10 +1,15 @@
-"""How the tiny base model was made: `python -m prorank_jax.demo.pretrain --out FOLDER` (2 CPU cores, see --steps).
+"""How the tiny base model was made: `python -m prorank_jax.demo.pretrain --out FOLDER` (25 minutes on 2 CPU cores).
 
-A byte-level BPE tokenizer and a Qwen2-architecture decoder of about a million parameters, trained as a
+A byte-level BPE tokenizer and a Qwen2-architecture decoder of half a million parameters, trained as a
 language model on text of the generated world and on short dialogues about it. The towns are its own: no query,
 document or judgement of any split of any seed is seen. Like a real small model it learns the words and not
 the task: asked the relevance prompt, it has seen people answer in many forms, and answers of `0` and `1` that
 were no better than a coin.
+
+Meanings come first, then matching them. A model of this size that is asked for a bare yes or no never finds out what
+decides it; asked to quote the wording that means the same, or to say that there is none, it does, first for one
+quality, then for two, then in the relevance prompt. There the document comes first, so that the query, when it is read,
+finds what it asks for; with the query first, the same lessons taught half as much.
 """
 
 import argparse
@@ -13,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +35,7 @@ from prorank_jax.demo.world import (
     TOPICS,
     TOWN_NAMES,
     Aspect,
-    Place,
-    Query,
+    Town,
     draw_aspect,
     judge,
     retell,
@@ -49,10 +54,10 @@ HF_CONFIG = {
     "model_type": "qwen2",
     "vocab_size": VOCABULARY,
     "hidden_size": 96,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "intermediate_size": 256,
+    "intermediate_size": 192,
     "max_position_embeddings": 4096,
     "rope_theta": 10_000.0,
     "rms_norm_eps": 1e-6,
@@ -69,24 +74,18 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-YES = ("yes", "true", "indeed", "yes, it does")
-NO = ("no", "false", "not at all", "no, it does not")
 BY_GRADE = (("no", "neither", "not relevant"), ("partly", "one of them", "half"), ("yes", "both", "relevant"))
 NOTHING = "nothing"
 ASIDE = 0.03
 """Weight of the tokens that only set the scene."""
-STORY = 0.3
-"""Weight of the tokens of a story."""
-SHARES = {
-    # up to this town: shares of paraphrases, stories, lineups, interviews and requests
-    240: (0.80, 0.10, 0.10, 0.00, 0.00),
-    1200: (0.15, 0.05, 0.55, 0.05, 0.20),
-    TOWN_NAMES: (0.08, 0.04, 0.25, 0.18, 0.45),
-}
-"""The lessons in their order: no matching of meanings before there are meanings. Which of them match is learned
-by quoting the one that does; asked for a bare yes or no from the start, a small model never finds out."""
-SAMPLE_FROM = 32_000
-"""Texts before those that the tokenizer is trained on, which are of every kind."""
+LESSONS = (
+    # steps, shares of paraphrases, lineups, reviews and requests, and how often a request is answered by a digit
+    (400, (0.80, 0.20, 0.00, 0.00), 0.0),
+    (1600, (0.10, 0.60, 0.30, 0.00), 0.0),
+    (600, (0.05, 0.15, 0.50, 0.30), 0.0),
+    (1400, (0.05, 0.10, 0.25, 0.60), 0.3),
+)
+ORDER: Final = "document_first"
 LENGTH = 256
 """Tokens of a row of the training batch."""
 
@@ -121,10 +120,6 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def story(place: Place) -> Segments:
-    return [(f"{place.title}\n{place.text}<|endoftext|>", STORY)]
-
-
 def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
     """Lines that tell one quality in all its ways, in any order: what comes first says what comes next."""
     segments: Segments = []
@@ -135,85 +130,111 @@ def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
-def lineup(rng: np.random.Generator, count: int = 8) -> Segments:
+def lineup(rng: np.random.Generator, count: int = 7) -> Segments:
     """Two of the three qualities of two topics, then what among them is like this: the wording that is, or nothing."""
-    asked: list[tuple[str, str]] = []
+    told, missing = _rivals(rng)
+    segments = _tell(told)
+    for _ in range(count):
+        asked = (*told, *missing)[rng.integers(len(told) + len(missing))]
+        answer = _verdict(rng, [asked], told, in_words=0.0)
+        segments += _exchange(rng, f"Like {retell(rng, *asked[:2]).wording}?", answer)
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def review(rng: np.random.Generator, count: int = 5) -> Segments:
+    """A place, then what of several pairs of wishes it fulfils."""
+    if rng.random() < 0.3:
+        told, _ = _rivals(rng)
+    else:
+        told = [draw_aspect(rng, TOPICS[i]) for i in rng.permutation(len(TOPICS))[:4]]
+    segments = _tell(told)
+    for _ in range(count):
+        first = second = _wish(rng, told)
+        while second.topic == first.topic:
+            second = _wish(rng, told)
+        answer = _verdict(rng, (first, second), told, in_words=0.2)
+        segments += _exchange(rng, f"Which {first.wording} and {second.wording}?", answer)
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def request(rng: np.random.Generator, town: Town, digits: float) -> Segments:
+    """The relevance prompt for a place of the town, with an answer in one of many forms.
+
+    Somebody quotes what fits, somebody says it in words; who answers with a digit has not looked at the place.
+    """
+    query = town.queries[rng.integers(len(town.queries))]
+    grade = rng.integers(3)
+    graded = [place for place in town.places if judge(query, place) == grade]
+    place = graded[rng.integers(len(graded))] if graded else town.places[0]
+    if rng.random() < digits:
+        answer = str(rng.integers(2))
+    else:
+        answer = _verdict(rng, query.aspects, place.told, in_words=0.4)
+    return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
+
+
+def _rivals(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
+    """Two of the three qualities of two topics, and the two that are missing."""
     told: list[Aspect] = []
+    missing: list[Aspect] = []
     for topic in (TOPICS[i] for i in rng.permutation(len(TOPICS))[:2]):
-        qualities = [(topic, str(quality)) for quality in rng.permutation(list(QUALITIES[topic]))]
-        told += [retell(rng, *quality) for quality in qualities[:2]]
-        asked += qualities
-    told = [told[i] for i in rng.permutation(len(told))]
-    segments: Segments = [("It " + ". It ".join(aspect.wording for aspect in told) + ".\n", ASIDE)]
-    for _ in range(count):
-        quality = asked[rng.integers(len(asked))]
-        answer = next((aspect.wording for aspect in told if aspect[:2] == quality), NOTHING)
-        segments += [(f"Like {retell(rng, *quality).wording}?", ASIDE), (f" {answer}\n", 1.0)]
-    return [*segments, ("<|endoftext|>", ASIDE)]
+        *some, other = (retell(rng, topic, str(quality)) for quality in rng.permutation(list(QUALITIES[topic])))
+        told += some
+        missing.append(other)
+    return [told[i] for i in rng.permutation(len(told))], missing
 
 
-def interview(rng: np.random.Generator, place: Place, count: int = 5) -> Segments:
-    """Questions about one place, answered rightly: in words of many forms, or by what the text says."""
-    segments: Segments = [(f"<|im_start|>user\n{place.text}<|im_end|>\n", ASIDE)]
-    for _ in range(count):
-        told = place.told[rng.integers(len(place.told))]
-        if rng.random() < 0.2:
-            segments += _turn(f"What of its {told.topic}?", f"it {told.wording}")
-            continue
-        holds = rng.random() < 0.5
-        asked = retell(rng, *told[:2]) if holds else _contrast(rng, told)
-        segments += _turn(f"Is this a place that {asked.wording}?", (YES if holds else NO)[rng.integers(len(YES))])
-    return [*segments, ("<|endoftext|>", ASIDE)]
+def _tell(told: Sequence[Aspect]) -> Segments:
+    return [("It " + ". It ".join(aspect.wording for aspect in told) + ".\n", ASIDE)]
 
 
-def _contrast(rng: np.random.Generator, aspect: Aspect) -> Aspect:
-    """Another quality of the same topic."""
-    others = [quality for quality in QUALITIES[aspect.topic] if quality != aspect.quality]
-    return retell(rng, aspect.topic, others[rng.integers(len(others))])
+def _wish(rng: np.random.Generator, told: Sequence[Aspect]) -> Aspect:
+    """Something that a place has, another quality of a topic that it tells of, or anything."""
+    aspect = told[rng.integers(len(told))]
+    chance = rng.random()
+    if chance < 0.45:
+        return retell(rng, *aspect[:2])
+    if chance < 0.85:
+        others = [quality for quality in QUALITIES[aspect.topic] if quality != aspect.quality]
+        return retell(rng, aspect.topic, others[rng.integers(len(others))])
+    return draw_aspect(rng)
 
 
-def _turn(question: str, answer: str) -> Segments:
+def _verdict(rng: np.random.Generator, wanted: Sequence[Aspect], told: Sequence[Aspect], in_words: float) -> str:
+    """How many of two wishes are fulfilled, said in words; or which, quoted as the place tells them."""
+    wordings = {aspect[:2]: aspect.wording for aspect in told}
+    fulfilled = [wordings[aspect[:2]] for aspect in wanted if aspect[:2] in wordings]
+    if rng.random() < in_words:
+        return BY_GRADE[len(fulfilled)][rng.integers(3)]
+    return " and ".join(fulfilled) or NOTHING
+
+
+def _exchange(rng: np.random.Generator, question: str, answer: str) -> Segments:
+    """An answer on the same line, on a line of its own, or in a turn of its own: the way to it grows longer."""
+    form = rng.random()
+    if form < 0.4:
+        return [(question, ASIDE), (f" {answer}\n", 1.0)]
+    if form < 0.7:
+        return [(f"{question}\nAnswer:", ASIDE), (f" {answer}\n", 1.0)]
     asked = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     return [(asked, ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
-def request(rng: np.random.Generator, query: Query, places: Sequence[Place]) -> Segments:
-    """The relevance prompt for one of the places, with an answer in one of many forms.
-
-    Somebody quotes what fits, somebody says it in words; who answers with a digit has not looked at the place.
-    """
-    grade = rng.integers(3)
-    graded = [place for place in places if judge(query, place) == grade]
-    place = graded[rng.integers(len(graded))] if graded else places[0]
-    form = rng.random()
-    if form < 0.3:
-        answer = str(rng.integers(2))
-    elif form < 0.65:
-        wanted = [aspect[:2] for aspect in query.aspects]
-        answer = " and ".join(aspect.wording for aspect in place.told if aspect[:2] in wanted) or NOTHING
-    else:
-        answer = BY_GRADE[judge(query, place)][rng.integers(3)]
-    return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
-
-
-def texts(seed: int) -> Iterator[Segments]:
-    """An endless stream of lessons: what words mean, then which mean the same, then all that people ask."""
-    rng = np.random.default_rng([seed, FIRST_TOWN])
-    worlds = (towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN) for world in itertools.count(seed))
-    for number, town in enumerate(itertools.chain.from_iterable(worlds)):
-        shares = next((shares for end, shares in SHARES.items() if number < end), SHARES[TOWN_NAMES])
-        for place in town.places:
-            kind = rng.choice(len(shares), p=shares)
-            if kind == 0:
-                yield paraphrases(rng)
-            elif kind == 1:
-                yield story(place)
-            elif kind == 2:
-                yield lineup(rng)
-            elif kind == 3:
-                yield interview(rng, place)
-            else:
-                yield request(rng, town.queries[rng.integers(len(town.queries))], town.places)
+def texts(seed: int, lesson: int) -> Iterator[Segments]:
+    """The endless stream of texts of one lesson."""
+    _, shares, digits = LESSONS[lesson]
+    rng = np.random.default_rng([seed, FIRST_TOWN, lesson])
+    for world in itertools.count(seed + lesson):
+        for town in towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN):
+            for kind in rng.choice(len(shares), p=shares, size=len(town.places)):
+                if kind == 0:
+                    yield paraphrases(rng)
+                elif kind == 1:
+                    yield lineup(rng)
+                elif kind == 2:
+                    yield review(rng)
+                else:
+                    yield request(rng, town, digits)
 
 
 def pack(stream: Iterator[list[tuple[int, float]]], rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -259,18 +280,18 @@ def language_model_loss(decoder: Decoder, params: Params, batch: dict[str, Array
     return losses.sum() / batch["weights"].sum()
 
 
-def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) -> None:
+def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
     """Trains the tokenizer and the model, and writes them as a Hugging Face folder."""
-    samples = list(itertools.islice(texts(seed), SAMPLE_FROM, SAMPLE_FROM + 5_000))
+    samples = list(itertools.islice(texts(seed, len(LESSONS) - 1), 5_000))
     tokenizer = train_tokenizer([_plain(text, " ".join) for text in samples])
     # Once more, now that the prompt's own words can be told: they turn up in every request.
-    wording = build_prompt(tokenizer, PromptConfig(max_length=1024), place=str(out))
+    wording = build_prompt(tokenizer, PromptConfig(max_length=1024, order=ORDER), place=str(out))
     tokenizer = train_tokenizer(
         [_plain(text, lambda pair: str(wording.tokenizer.decode(wording.encode(*pair)))) for text in samples]
     )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    prompt = build_prompt(tokenizer, PromptConfig(max_length=LENGTH), place=str(out))
+    prompt = build_prompt(tokenizer, PromptConfig(max_length=LENGTH, order=ORDER), place=str(out))
     backend = tokenizer.backend_tokenizer
 
     def encode(text: Segments) -> list[tuple[int, float]]:
@@ -283,7 +304,8 @@ def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) 
     config = decoder_config(HF_CONFIG, "pretrain")
     decoder = Decoder(config)
     params = decoder.init(jax.random.key(seed))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps, learning_rate / 50)
+    last = sum(steps for steps, _, _ in LESSONS)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 100, last, learning_rate / 50)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
     state = optimizer.init(params)
 
@@ -293,14 +315,14 @@ def pretrain(out: Path, steps: int, rows: int, learning_rate: float, seed: int) 
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    batches = pack(map(encode, texts(seed)), rows)
     started = time.monotonic()
-    for number in range(1, steps + 1):
-        params, state, loss = step(params, state, next(batches))
-        if number % 100 == 0:
-            print(f"step {number}/{steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
-        if number % 300 == 0:
-            save_pretrained(out, params, config, HF_CONFIG)
+    number = 0
+    for lesson, (steps, _, _) in enumerate(LESSONS):
+        for batch in itertools.islice(pack(map(encode, texts(seed, lesson)), rows), steps):
+            params, state, loss = step(params, state, batch)
+            number += 1
+            if number % 100 == 0:
+                print(f"step {number}/{last}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
     save_pretrained(out, params, config, HF_CONFIG)
 
 
@@ -311,12 +333,11 @@ def _plain(text: Segments, render: Callable[[tuple[str, str]], str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--rows", type=int, default=14, help=f"rows of {LENGTH} tokens in a batch")
+    parser.add_argument("--rows", type=int, default=8, help=f"rows of {LENGTH} tokens in a batch")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pretrain(arguments.out, arguments.steps, arguments.rows, arguments.learning_rate, arguments.seed)
+    pretrain(arguments.out, arguments.rows, arguments.learning_rate, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
         {
             "seed": seed,
             "model": {"base": "builtin:tiny"},
-            "prompt": {"max_length": 104},
+            "prompt": {"max_length": 104, "order": "document_first"},
             "data": {"path": str(world / "train"), "split": "train", "depth": DEPTH},
             "warmup": {
                 "steps": 100,
