@@ -26,7 +26,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
         {
             "seed": seed,
             "model": {"base": "builtin:tiny"},
-            "prompt": {"max_length": 104, "order": "document_first"},
+            "prompt": {"max_length": 112, "order": "document_first"},
             "data": {"path": str(world / "train"), "split": "train", "depth": DEPTH},
             "warmup": {
                 "steps": 100,
@@ -38,12 +38,12 @@ def demo_config(world: Path, seed: int) -> RunConfig:
                 "checkpoint_every": 50,
             },
             "score": {
-                "steps": 100,
+                "steps": 160,
                 "queries_per_step": 16,
                 "documents_per_query": 6,
                 "optimizer": {"learning_rate": 1e-3},
                 "log_every": 2,
-                "checkpoint_every": 50,
+                "checkpoint_every": 40,
             },
         },
         source="demo",

@@ -136,10 +136,16 @@ class Town:
 
 
 def town_name(number: int) -> str:
-    """The name of a town: `town_name(0)` is `Amber Acre`; two towns below `TOWN_NAMES` never share one."""
+    """The name of a town: `town_name(0)` is `Amber Acre on Bav`; two towns below `TOWN_NAMES` never share one.
+
+    A town has a river of its own: without it, BM25 would rather find the query's wordings in other towns.
+    """
     # 1,009 is prime, so that the numbers of one split do not run through the same first word.
     epithet, land = divmod(number * 1009 % TOWN_NAMES, len(_LANDS))
-    return f"{_EPITHETS[epithet]} {_LANDS[land]}"
+    rest, coda = divmod(number * 331 + 10, len(_CODAS))
+    rest, vowel = divmod(rest, len(_VOWELS))
+    river = _ONSETS[rest % len(_ONSETS)] + _VOWELS[vowel] + _CODAS[coda]
+    return f"{_EPITHETS[epithet]} {_LANDS[land]} on {river.capitalize()}"
 
 
 def judge(query: Query, place: Place) -> int:

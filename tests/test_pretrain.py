@@ -1,0 +1,99 @@
+"""The lessons that the tiny base is made from: what they say is right, and none of it is in a split."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from prorank_jax.demo import pretrain
+from prorank_jax.demo.pretrain import LENGTH, LESSONS, ORDER, Segments
+from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, Aspect, town_name
+from prorank_jax.model.hf import load_pretrained
+from prorank_jax.prompt import load_tokenizer
+from prorank_jax.reranker import Reranker
+
+QUALITY_OF = {
+    wording: (topic, quality)
+    for topic, qualities in QUALITIES.items()
+    for quality, wordings in qualities.items()
+    for wording in wordings
+}
+
+
+def plain(text: Segments) -> str:
+    return "".join(piece if isinstance(piece, str) else "\n".join(piece) for piece, _ in text)
+
+
+def test_a_lineup_quotes_what_means_the_same_or_says_that_nothing_does() -> None:
+    answers = []
+    for seed in range(40):
+        (told, _), *exchanges, _ = pretrain.lineup(np.random.default_rng(seed))
+        held = {QUALITY_OF[sentence.removeprefix("It ").rstrip(".\n")] for sentence in told.split(". ")}  # type: ignore[union-attr]
+        assert len(held) == 4
+        for (question, _), (answer, weight) in zip(exchanges[::2], exchanges[1::2], strict=True):
+            assert isinstance(question, str) and isinstance(answer, str) and weight == 1.0
+            asked = QUALITY_OF[question.partition("Like ")[2].partition("?")[0]]
+            quoted = answer.replace("<|im_end|>", "").strip()
+            assert (QUALITY_OF[quoted] if asked in held else quoted) == (asked if asked in held else "nothing")
+            answers.append(quoted)
+    assert 0.2 < np.mean([answer == "nothing" for answer in answers]) < 0.5
+
+
+def test_a_verdict_says_how_many_wishes_are_fulfilled_or_which() -> None:
+    rng = np.random.default_rng(0)
+    cold, rude = (Aspect(topic, *item) for topic, item in (("weather", ("cold", "a")), ("welcome", ("rude", "b"))))
+    told = [Aspect("weather", "cold", "sees frost each morning"), Aspect("welcome", "kind", "feels like home")]
+    assert pretrain._verdict(rng, (cold, rude), told, in_words=0.0) == "sees frost each morning"
+    assert pretrain._verdict(rng, (rude,), told, in_words=0.0) == "nothing"
+    said = {pretrain._verdict(rng, (cold, rude), told, in_words=1.0) for _ in range(50)}
+    assert said == {"partly", "one of them", "half"}
+
+
+def test_no_lesson_is_of_a_town_of_a_split() -> None:
+    of_splits = {town_name(number) for number in range(sum(SPLITS.values()))}
+    for lesson in range(len(LESSONS)):
+        for text in itertools.islice(pretrain.texts(0, lesson), 1500):
+            said = plain(text)
+            assert not any(name in said for name in of_splits)
+
+
+def test_digits_say_nothing_about_relevance() -> None:
+    digits = []
+    for text in itertools.islice(pretrain.texts(0, len(LESSONS) - 1), 3000):
+        (prompt, _), *_, (answer, _) = text
+        if isinstance(prompt, tuple) and isinstance(answer, str) and answer[0] in "01":
+            digits.append(answer[0] == "1")
+            assert answer[1:] == "<|im_end|>\n"
+    assert 200 < len(digits) < 1000
+    assert 0.4 < np.mean(digits) < 0.6
+
+
+def test_a_packed_text_sees_itself_alone() -> None:
+    texts = [[(10 * number + i, 1.0) for i in range(size)] for number, size in enumerate((100, 150, 60, 300, 200))]
+    batch = next(pretrain.pack(iter([*texts, *texts]), rows=2))
+    assert batch["text"][0].tolist() == [0] * 100 + [1] * 150 + [-1] * (LENGTH - 250)
+    assert batch["positions"][0, 98:103].tolist() == [98, 99, 0, 1, 2]
+    assert batch["weights"][0, [0, 1, 100, 101]].tolist() == [0, 1, 0, 1]  # nothing foretells a text's first token
+    assert batch["tokens"][1, 60] == 40  # the text of 300 tokens fits in no row, and is left out
+
+
+def test_pretraining_writes_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = tuple((1, shares, digits) for _, shares, digits in LESSONS)
+    monkeypatch.setattr(pretrain, "LESSONS", short)
+    pretrain.pretrain(tmp_path / "base", rows=2, learning_rate=1e-3, seed=0)
+    reranker = Reranker.from_pretrained(tmp_path / "base", max_length=LENGTH)
+    assert np.isfinite(reranker.predict([("Which place in Amber Acre is new?", "Bal of Amber Acre.")])).all()
+
+
+def test_the_shipped_base_is_of_this_making() -> None:
+    shipped = load_pretrained("builtin:tiny")
+    assert {key: shipped.hf_config[key] for key in pretrain.HF_CONFIG} == pretrain.HF_CONFIG
+    tokenizer = load_tokenizer(shipped.folder)
+    assert len(tokenizer) == pretrain.VOCABULARY
+    assert all(len(tokenizer.encode(digit)) == 1 for digit in "01")
+    size = sum(path.stat().st_size for path in shipped.folder.iterdir())
+    assert size < 6_000_000
+    assert ORDER == "document_first" and len(TOPICS) == 8
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(shipped.params))
