@@ -110,7 +110,11 @@ def test_a_town_is_the_same_wherever_the_counting_starts() -> None:
 def test_town_names_differ_and_suffice() -> None:
     names = [town_name(number) for number in range(TOWN_NAMES)]
     assert len(set(names)) == TOWN_NAMES > sum(SPLITS.values())
-    assert names[0] == "Amber Acre"
+    assert names[0] == "Amber Acre on Bav"
+    first = 0
+    for count in SPLITS.values():  # within a split, a river is in one town
+        assert len({name.split()[-1] for name in names[first : first + count]}) == count
+        first += count
 
 
 def test_the_folder_has_what_the_towns_have(splits: dict[str, Collection]) -> None:
@@ -138,9 +142,9 @@ def test_every_query_has_places_with_both_qualities_and_with_one(splits: dict[st
 
 def test_splits_share_no_query_document_or_town(splits: dict[str, Collection]) -> None:
     assert len(splits["test"].queries) >= 100
-    # "Which place in Rose Wold ...?" and "Bal, Rose Wold Bal of Rose Wold ...": every town has two words.
-    asked = {name: {" ".join(text.split()[3:5]) for text in c.queries.values()} for name, c in splits.items()}
-    told = {name: {" ".join(text.split()[1:3]) for text in c.documents.values()} for name, c in splits.items()}
+    # "Which place in Rose Wold on Bav ...?" and "Bal, Rose Wold on Bav Bal of Rose ...": every town has four words.
+    asked = {name: {" ".join(text.split()[3:7]) for text in c.queries.values()} for name, c in splits.items()}
+    told = {name: {" ".join(text.split()[1:5]) for text in c.documents.values()} for name, c in splits.items()}
     assert {name: len(towns) for name, towns in told.items()} == SPLITS
     assert asked == told
     for one, other in itertools.combinations(splits, 2):
@@ -179,5 +183,5 @@ def test_bm25_is_fair_and_beatable(seed: int, tmp_path: Path, splits: dict[str, 
     shuffled = {query_id: [ranking[i] for i in rng.permutation(len(ranking))] for query_id, ranking in run.items()}
     assert 0.35 < found < 0.65
     assert found > ndcg_at_10(test.qrels, shuffled) + 0.15
-    # What it misses is mostly order: a reranker of its 30 candidates could do far better.
-    assert oracle_ndcg_at_10(test.qrels, run) > 0.85
+    # What it misses is order: a reranker of its 30 candidates could do far better.
+    assert oracle_ndcg_at_10(test.qrels, run) > 0.95

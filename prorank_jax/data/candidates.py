@@ -68,6 +68,8 @@ def bm25_run(collection: Collection, depth: int) -> Run:
     import bm25s
     import Stemmer
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+
     def tokenize(texts: Sequence[str]) -> list[list[str]]:
         stemmer = Stemmer.Stemmer("english")
         tokens: list[list[str]] = bm25s.tokenize(

@@ -305,7 +305,7 @@ def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
     decoder = Decoder(config)
     params = decoder.init(jax.random.key(seed))
     last = sum(steps for steps, _, _ in LESSONS)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 100, last, learning_rate / 50)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, last // 40, last, learning_rate / 50)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
     state = optimizer.init(params)
 

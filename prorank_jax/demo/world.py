@@ -1,11 +1,11 @@
 """A generated collection in which relevance is about meaning, not shared words.
 
-The world is a coast of small towns with a few dozen places each. A place has a quality per topic (its weather, its
-price, ...), and a quality can be told in four ways that share no content word. A query names a town
-and two qualities; a place in that town is judged 2 if it has both, 1 if it has one of them, else 0.
-The ways of telling are chosen so that the words of one quality turn up in another: a place that
-"costs a fortune" shares more words with the query "costs next to nothing" than one that "suits a thin purse"
-does. BM25 therefore finds the town and is misled about the place.
+The world is a coast of small towns, each on a river of its own, with a few dozen places each. A place has a
+quality per topic (its weather, its price, ...), and a quality can be told in four ways that share no content
+word. A query names a town and two qualities; a place in that town is judged 2 if it has both, 1 if it has one
+of them, else 0. The ways of telling are chosen so that the words of one quality turn up in another: a place
+that "costs a fortune" shares more words with the query "costs next to nothing" than one that "suits a thin
+purse" does. BM25 therefore finds the town and is misled about the place.
 
 Every town belongs to one split, and every text names its town: splits share no query and no document.
 """

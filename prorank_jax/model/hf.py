@@ -176,7 +176,10 @@ def save_pretrained(folder: Path, params: Params, config: DecoderConfig, hf_conf
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     written = {key: value for key, value in hf_config.items() if key != "torch_dtype"} | {"dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    for file in folder.glob("*.safetensors"):  # safetensors keeps them from everybody else
+        file.chmod(config_file.stat().st_mode)
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
