@@ -21,6 +21,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face hub id, or builtin:tiny.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of a prompt [default: as trained, else 512].")]
+Order = Annotated[str | None, typer.Option(help="What a prompt shows first: query_first or document_first.")]
 Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
 
 
@@ -72,6 +73,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for run.trec and metrics.json.")] = None,
     first_stage_only: Annotated[bool, typer.Option("--first-stage-only", help="Measure without reranking.")] = False,
     max_length: MaxLength = None,
+    order: Order = None,
     dtype: Dtype = "float32",
 ) -> None:
     """Retrieve, rerank and measure one collection."""
@@ -84,7 +86,9 @@ def evaluate(
     if (model is None) != first_stage_only:
         raise InputError("prorank evaluate: give either a MODEL or --first-stage-only, not both and not neither")
     collection = read_beir(data, split)
-    reranker = None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length)
+    reranker = (
+        None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
+    )
     if out is None:
         of_run = model is not None and (Path(model).parent / "config.yaml").exists()
         out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
@@ -102,6 +106,7 @@ def rerank(
     query: Annotated[str, typer.Option(help="The query.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print [default: all].")] = None,
     max_length: MaxLength = None,
+    order: Order = None,
     dtype: Dtype = "float32",
 ) -> None:
     """Score the lines of a text file for a query, best first: score, line number, text."""
@@ -114,7 +119,7 @@ def rerank(
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{documents}: holds no document; write one a line")
-    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length)
+    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
     for hit in reranker.rank(query, [line for _, line in lines], top_k):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
 

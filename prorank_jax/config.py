@@ -18,6 +18,7 @@ from prorank_jax.errors import InputError
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Order = Literal["query_first", "document_first"]
 Reward = Literal["format", "relevance"]
 
 
@@ -45,7 +46,7 @@ class PromptConfig(Section):
     """Tokens of a whole prompt; documents are cut to fit."""
     instruction: str | None = None
     """Replaces the default task statement (the `system` role)."""
-    order: Literal["query_first", "document_first"] | None = None
+    order: Order | None = None
     """What the prompt shows first; default: the template's own order, the query in the one that we make."""
     template: str | None = None
     """Path of a Jinja template with the roles `query` and `document`; default: made from the

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jax import Array
 from rich.console import Console
 from rich.progress import Progress
 
-from prorank_jax.config import PromptConfig
+from prorank_jax.config import Order, PromptConfig
 from prorank_jax.data.loader import pad_prompts
 from prorank_jax.errors import InputError
 from prorank_jax.export import LOGIT_SCORE
@@ -56,7 +57,12 @@ class Reranker:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, dtype: str = "float32", max_length: int | None = None
+        cls,
+        source: str | Path,
+        *,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        order: str | None = None,
     ) -> "Reranker":
         """Loads an exported folder, any base model of a supported family, or `builtin:tiny`.
 
@@ -64,20 +70,24 @@ class Reranker:
           source: folder or Hugging Face hub id.
           dtype: compute dtype, `float32` or `bfloat16`.
           max_length: tokens of a prompt; default: what the folder was trained with, else 512.
+          order: `query_first` or `document_first`, for a model whose prompt we make; an exported folder has its own.
 
         Raises:
           InputError: the folder cannot be loaded, or the prompt does not fit.
         """
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype={dtype!r}: not known; use float32 or bfloat16")
+        orders = get_args(Order)
+        if order not in (None, *orders):
+            raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
         pretrained = load_pretrained(source)
         tokenizer = load_tokenizer(pretrained.folder)
-        config = PromptConfig(max_length=DEFAULT_MAX_LENGTH)
+        config = PromptConfig(max_length=DEFAULT_MAX_LENGTH, order=cast(Order | None, order))
         head = pretrained.folder / LOGIT_SCORE / "config.json"
         answer_ids = _read_answer_ids(head) if head.exists() else None
         if answer_ids is not None:
             no, yes = (str(tokenizer.decode([id_])) for id_ in answer_ids)
-            config = PromptConfig(max_length=tokenizer.model_max_length, answers=(no, yes))
+            config = PromptConfig(max_length=tokenizer.model_max_length, answers=(no, yes), order=config.order)
         prompt = build_prompt(tokenizer, config, place=str(source))
         if answer_ids is not None:
             # Not every token is the one that its own text gives: SentencePiece has a 0 with and one without a space.

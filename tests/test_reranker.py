@@ -190,3 +190,17 @@ def test_the_score_is_of_the_tokens_that_the_folder_names(exported: Path, tmp_pa
 
 def test_the_package_offers_the_reranker() -> None:
     assert prorank_jax.Reranker is Reranker
+
+
+def test_a_prompt_that_we_make_shows_either_first(tiny_model: Path, exported: Path) -> None:
+    pair = ("Which is warm?", "It is cold.")
+    first, second = (
+        Reranker.from_pretrained(tiny_model, max_length=160, order=order) for order in ("query_first", "document_first")
+    )
+    assert first.prompt.encode(*pair) == Reranker.from_pretrained(tiny_model, max_length=160).prompt.encode(*pair)
+    assert second.prompt.document_first and not first.prompt.document_first
+    assert Reranker.from_pretrained(exported, order="query_first").max_length == 160
+    with pytest.raises(InputError, match="prints the query first, and prompt.order is document_first"):
+        Reranker.from_pretrained(exported, order="document_first")
+    with pytest.raises(InputError, match="order='up': not known; use query_first or document_first"):
+        Reranker.from_pretrained(tiny_model, order="up")
