@@ -51,6 +51,14 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def fast_compilation() -> Iterator[None]:
+    """For modules of many small programs, each run once or twice: compiling them is what takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def _refuse_remote(connection: socket.socket, address: Any) -> None:
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return

@@ -1,6 +1,5 @@
 """Rollouts against a shared prefix, next to plain forward passes that share nothing."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -22,6 +21,8 @@ from prorank_jax.warmup.probe import answer_rates
 from prorank_jax.warmup.rollout import completion_log_probs, sample
 from prorank_jax.warmup.stage import make_loss
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 VOCABULARY = 5
 ZERO, ONE, END = 0, 1, 2
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
@@ -40,13 +41,6 @@ DECODER = Decoder(
         tied=False,
     )
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_compilation() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_params(seed, spread=0.25):

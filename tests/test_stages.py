@@ -1,6 +1,5 @@
 """The training steps of both stages: the same on every mesh, and they learn."""
 
-from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,8 @@ from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import relevance_scores
 from prorank_jax.warmup import stage as warmup
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 VOCABULARY = 6
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
@@ -42,13 +43,6 @@ CONFIG = DecoderConfig(
 )
 DECODER = Decoder(CONFIG)
 MESHES = [(8, 1), (2, 4), (1, 8)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_compilation() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh_of(data, fsdp):
