@@ -1,4 +1,4 @@
-"""How the tiny base model was made: `python -m prorank_jax.demo.pretrain --out FOLDER` (25 minutes on 2 CPU cores).
+"""How the tiny base model is made: `python -m prorank_jax.demo.pretrain --out FOLDER` (20 minutes on 2 cores).
 
 A byte-level BPE tokenizer and a Qwen2-architecture decoder of half a million parameters, trained as a
 language model on text of the generated world and on short dialogues about it. The towns are its own: no query,
@@ -9,7 +9,8 @@ were no better than a coin.
 Meanings come first, then matching them. A model of this size that is asked for a bare yes or no never finds out what
 decides it; asked to quote the wording that means the same, or to say that there is none, it does, first for one
 quality, then for two, then in the relevance prompt. There the document comes first, so that the query, when it is read,
-finds what it asks for; with the query first, the same lessons taught half as much.
+finds what it asks for; with the query first, the same lessons taught half as much. How the shipped weights came about
+is in docs/RESULTS.md.
 """
 
 import argparse
