@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from prorank_jax.demo import pretrain
+from prorank_jax.demo import pretrain, world
 from prorank_jax.demo.pretrain import LENGTH, LESSONS, ORDER, Segments
 from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, Aspect, town_name
 from prorank_jax.model.hf import load_pretrained
@@ -22,6 +22,12 @@ QUALITY_OF = {
 }
 
 
+def meaning(wording: str) -> object:
+    """What a wording of the world tells; a name means itself."""
+    assert wording in QUALITY_OF or wording.startswith("knows "), wording
+    return QUALITY_OF.get(wording, wording)
+
+
 def plain(text: Segments) -> str:
     return "".join(piece if isinstance(piece, str) else "\n".join(piece) for piece, _ in text)
 
@@ -30,13 +36,14 @@ def test_a_lineup_quotes_what_means_the_same_or_says_that_nothing_does() -> None
     answers = []
     for seed in range(40):
         (told, _), *exchanges, _ = pretrain.lineup(np.random.default_rng(seed))
-        held = {QUALITY_OF[sentence.removeprefix("It ").rstrip(".\n")] for sentence in told.split(". ")}  # type: ignore[union-attr]
+        assert isinstance(told, str)
+        held = {meaning(sentence.removeprefix("It ").rstrip(".\n")) for sentence in told.split(". ")}
         assert len(held) == 4
         for (question, _), (answer, weight) in zip(exchanges[::2], exchanges[1::2], strict=True):
             assert isinstance(question, str) and isinstance(answer, str) and weight == 1.0
-            asked = QUALITY_OF[question.partition("Like ")[2].partition("?")[0]]
+            asked = meaning(question.partition("Like ")[2].partition("?")[0])
             quoted = answer.replace("<|im_end|>", "").strip()
-            assert (QUALITY_OF[quoted] if asked in held else quoted) == (asked if asked in held else "nothing")
+            assert (meaning(quoted) if asked in held else quoted) == (asked if asked in held else "nothing")
             answers.append(quoted)
     assert 0.2 < np.mean([answer == "nothing" for answer in answers]) < 0.5
 
@@ -57,6 +64,15 @@ def test_no_lesson_is_of_a_town_of_a_split() -> None:
         for text in itertools.islice(pretrain.texts(0, lesson), 1500):
             said = plain(text)
             assert not any(name in said for name in of_splits)
+
+
+def test_nothing_fits_in_another_town() -> None:
+    near, far = world.towns(seed=1, count=2, first=500)
+    rng = np.random.default_rng(0)
+    said = {pretrain.request(rng, near, far.places, digits=0.0)[1][0] for _ in range(60)}
+    assert said == {f"{answer}<|im_end|>\n" for answer in ("nothing", *pretrain.BY_GRADE[0])}
+    said = {pretrain.request(rng, near, near.places, digits=0.0)[1][0] for _ in range(60)}
+    assert {f"{answers[0]}<|im_end|>\n" for answers in pretrain.BY_GRADE} <= said
 
 
 def test_digits_say_nothing_about_relevance() -> None:

@@ -36,9 +36,9 @@ from prorank_jax.demo.world import (
     TOPICS,
     TOWN_NAMES,
     Aspect,
+    Place,
     Town,
     draw_aspect,
-    judge,
     retell,
     towns,
 )
@@ -79,6 +79,11 @@ BY_GRADE = (("no", "neither", "not relevant"), ("partly", "one of them", "half")
 NOTHING = "nothing"
 ASIDE = 0.03
 """Weight of the tokens that only set the scene."""
+NAMES = 0.3
+"""How often lineups and reviews are of made-up names."""
+LETTERS = ("bcdfghjklmnprstvwz", "aeiouy") * 4
+ELSEWHERE = 0.2
+"""How often a request is about a place of another town."""
 LESSONS = (
     # steps, shares of paraphrases, lineups, reviews and requests, and how often a request is answered by a digit
     (400, (0.80, 0.20, 0.00, 0.00), 0.0),
@@ -132,45 +137,52 @@ def paraphrases(rng: np.random.Generator, count: int = 6) -> Segments:
 
 
 def lineup(rng: np.random.Generator, count: int = 7) -> Segments:
-    """Two of the three qualities of two topics, then what among them is like this: the wording that is, or nothing."""
-    told, missing = _rivals(rng)
+    """Some things told, then what among them is like this: the wording that is, or nothing."""
+    told, missing = _names(rng) if rng.random() < NAMES else _rivals(rng)
     segments = _tell(told)
     for _ in range(count):
         asked = (*told, *missing)[rng.integers(len(told) + len(missing))]
         answer = _verdict(rng, [asked], told, in_words=0.0)
-        segments += _exchange(rng, f"Like {retell(rng, *asked[:2]).wording}?", answer)
+        segments += _exchange(rng, f"Like {_again(rng, asked).wording}?", answer)
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
 def review(rng: np.random.Generator, count: int = 5) -> Segments:
     """A place, then what of several pairs of wishes it fulfils."""
-    if rng.random() < 0.3:
+    missing: list[Aspect] = []
+    if rng.random() < NAMES:
+        told, missing = _names(rng)
+    elif rng.random() < 0.3:
         told, _ = _rivals(rng)
     else:
         told = [draw_aspect(rng, TOPICS[i]) for i in rng.permutation(len(TOPICS))[:4]]
     segments = _tell(told)
     for _ in range(count):
-        first = second = _wish(rng, told)
-        while second.topic == first.topic:
-            second = _wish(rng, told)
+        if missing:
+            first, second = ((*told, *missing)[i] for i in rng.permutation(len(told) + len(missing))[:2])
+        else:
+            first = second = _wish(rng, told)
+            while second.topic == first.topic:
+                second = _wish(rng, told)
         answer = _verdict(rng, (first, second), told, in_words=0.2)
         segments += _exchange(rng, f"Which {first.wording} and {second.wording}?", answer)
     return [*segments, ("<|endoftext|>", ASIDE)]
 
 
-def request(rng: np.random.Generator, town: Town, digits: float) -> Segments:
-    """The relevance prompt for a place of the town, with an answer in one of many forms.
+def request(rng: np.random.Generator, town: Town, places: Sequence[Place], digits: float) -> Segments:
+    """The relevance prompt for one of the places, of this town or another, with an answer in one of many forms.
 
     Somebody quotes what fits, somebody says it in words; who answers with a digit has not looked at the place.
     """
     query = town.queries[rng.integers(len(town.queries))]
     grade = rng.integers(3)
-    graded = [place for place in town.places if judge(query, place) == grade]
-    place = graded[rng.integers(len(graded))] if graded else town.places[0]
+    wanted = {aspect[:2] for aspect in query.aspects}
+    graded = [place for place in places if sum(aspect[:2] in wanted for aspect in place.told) == grade] or places
+    place = graded[rng.integers(len(graded))]
     if rng.random() < digits:
         answer = str(rng.integers(2))
     else:
-        answer = _verdict(rng, query.aspects, place.told, in_words=0.4)
+        answer = _verdict(rng, query.aspects, place.told if place.town == town.name else (), in_words=0.4)
     return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
@@ -183,6 +195,20 @@ def _rivals(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
         told += some
         missing.append(other)
     return [told[i] for i in rng.permutation(len(told))], missing
+
+
+def _names(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
+    """Six made-up names, four told and two missing: what is no word of the world means only itself."""
+    names = [
+        "".join(letters[rng.integers(len(letters))] for letters in LETTERS[: rng.integers(3, 8)]) for _ in range(6)
+    ]
+    aspects = [Aspect(name, name, f"knows {name}") for name in names]
+    return aspects[:4], aspects[4:]
+
+
+def _again(rng: np.random.Generator, aspect: Aspect) -> Aspect:
+    """The same in another wording, where there is one."""
+    return retell(rng, *aspect[:2]) if aspect.topic in QUALITIES else aspect
 
 
 def _tell(told: Sequence[Aspect]) -> Segments:
@@ -226,7 +252,7 @@ def texts(seed: int, lesson: int) -> Iterator[Segments]:
     _, shares, digits = LESSONS[lesson]
     rng = np.random.default_rng([seed, FIRST_TOWN, lesson])
     for world in itertools.count(seed + lesson):
-        for town in towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN):
+        for town, other in itertools.pairwise(towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN)):
             for kind in rng.choice(len(shares), p=shares, size=len(town.places)):
                 if kind == 0:
                     yield paraphrases(rng)
@@ -235,7 +261,7 @@ def texts(seed: int, lesson: int) -> Iterator[Segments]:
                 elif kind == 2:
                     yield review(rng)
                 else:
-                    yield request(rng, town, digits)
+                    yield request(rng, town, (other if rng.random() < ELSEWHERE else town).places, digits)
 
 
 def pack(stream: Iterator[list[tuple[int, float]]], rows: int) -> Iterator[dict[str, np.ndarray]]:
