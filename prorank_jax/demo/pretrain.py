@@ -177,8 +177,8 @@ def request(rng: np.random.Generator, town: Town, places: Sequence[Place], digit
     query = town.queries[rng.integers(len(town.queries))]
     grade = rng.integers(3)
     wanted = {aspect[:2] for aspect in query.aspects}
-    graded = [place for place in places if sum(aspect[:2] in wanted for aspect in place.told) == grade] or places
-    place = graded[rng.integers(len(graded))]
+    graded = [place for place in places if sum(aspect[:2] in wanted for aspect in place.told) == grade]
+    place = (graded or places)[int(rng.integers(len(graded or places)))]
     if rng.random() < digits:
         answer = str(rng.integers(2))
     else:
@@ -217,7 +217,7 @@ def _tell(told: Sequence[Aspect]) -> Segments:
 
 def _wish(rng: np.random.Generator, told: Sequence[Aspect]) -> Aspect:
     """Something that a place has, another quality of a topic that it tells of, or anything."""
-    aspect = told[rng.integers(len(told))]
+    aspect = told[int(rng.integers(len(told)))]
     chance = rng.random()
     if chance < 0.45:
         return retell(rng, *aspect[:2])

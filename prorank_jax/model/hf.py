@@ -178,8 +178,8 @@ def save_pretrained(folder: Path, params: Params, config: DecoderConfig, hf_conf
     written = {key: value for key, value in hf_config.items() if key != "torch_dtype"} | {"dtype": "float32"}
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    for file in folder.glob("*.safetensors"):  # safetensors keeps them from everybody else
-        file.chmod(config_file.stat().st_mode)
+    for weights in folder.glob("*.safetensors"):  # safetensors keeps them from everybody else
+        weights.chmod(config_file.stat().st_mode)
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
