@@ -104,7 +104,7 @@ def test_pretraining_writes_a_model_folder(tmp_path: Path, monkeypatch: pytest.M
     assert np.isfinite(reranker.predict([("Which place in Amber Acre is new?", "Bal of Amber Acre.")])).all()
 
 
-def test_the_shipped_base_is_of_this_making() -> None:
+def test_the_shipped_base_has_this_architecture_and_size() -> None:
     shipped = load_pretrained("builtin:tiny")
     assert {key: shipped.hf_config[key] for key in pretrain.HF_CONFIG} == pretrain.HF_CONFIG
     tokenizer = load_tokenizer(shipped.folder)

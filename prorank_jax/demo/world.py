@@ -142,6 +142,7 @@ def town_name(number: int) -> str:
     """
     # 1,009 is prime, so that the numbers of one split do not run through the same first word.
     epithet, land = divmod(number * 1009 % TOWN_NAMES, len(_LANDS))
+    # 331 shares no factor with the number of rivers, so that 1,920 towns in a row have different ones.
     rest, coda = divmod(number * 331 + 10, len(_CODAS))
     rest, vowel = divmod(rest, len(_VOWELS))
     river = _ONSETS[rest % len(_ONSETS)] + _VOWELS[vowel] + _CODAS[coda]
