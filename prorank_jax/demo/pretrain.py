@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from prorank_jax.config import PromptConfig
+from prorank_jax.demo.english import coin, content_words, excerpt
 from prorank_jax.demo.world import (
     QUALITIES,
     SPLITS,
@@ -49,7 +50,7 @@ from prorank_jax.prompt import build_prompt
 
 FIRST_TOWN = sum(SPLITS.values())
 """Towns from this number on belong to no split, whatever the seed of the world."""
-VOCABULARY = 1280
+VOCABULARY = 2048
 HF_CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -80,16 +81,54 @@ NOTHING = "nothing"
 ASIDE = 0.03
 """Weight of the tokens that only set the scene."""
 NAMES = 0.3
-"""How often lineups and reviews are of made-up names."""
-LETTERS = ("bcdfghjklmnprstvwz", "aeiouy") * 4
+"""How often lineups and reviews are of coined names."""
 ELSEWHERE = 0.2
 """How often a request is about a place of another town."""
+
+
+class Lesson(NamedTuple):
+    """A stretch of the training: which kinds of text, in which shares."""
+
+    steps: int
+    paraphrases: float = 0.0
+    lineups: float = 0.0
+    reviews: float = 0.0
+    requests: float = 0.0
+    echoes: float = 0.0
+    passages: float = 0.0
+    searches: float = 0.0
+    words: int = 10
+    """The longest excerpt of plain English."""
+    digits: float = 0.0
+    """How often a request or a search is answered by a digit."""
+
+
 LESSONS = (
-    # steps, shares of paraphrases, lineups, reviews and requests, and how often a request is answered by a digit
-    (400, (0.80, 0.20, 0.00, 0.00), 0.0),
-    (1600, (0.10, 0.60, 0.30, 0.00), 0.0),
-    (600, (0.05, 0.15, 0.50, 0.30), 0.0),
-    (1400, (0.05, 0.10, 0.25, 0.60), 0.3),
+    Lesson(400, paraphrases=0.6, lineups=0.1, echoes=0.3),
+    Lesson(1800, paraphrases=0.08, lineups=0.4, reviews=0.2, echoes=0.12, passages=0.2, words=12),
+    Lesson(
+        1200,
+        paraphrases=0.05,
+        lineups=0.1,
+        reviews=0.22,
+        requests=0.2,
+        echoes=0.05,
+        passages=0.24,
+        searches=0.14,
+        words=30,
+    ),
+    Lesson(
+        2600,
+        paraphrases=0.03,
+        lineups=0.05,
+        reviews=0.15,
+        requests=0.36,
+        echoes=0.02,
+        passages=0.13,
+        searches=0.26,
+        words=60,
+        digits=0.3,
+    ),
 )
 ORDER: Final = "document_first"
 LENGTH = 256
@@ -186,6 +225,78 @@ def request(rng: np.random.Generator, town: Town, places: Sequence[Place], digit
     return [((query.text, f"{place.title} {place.text}"), ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
+def echo(rng: np.random.Generator, longest: int, count: int = 4) -> Segments:
+    """Plain English, and some of its phrases again: the first word of a phrase says the rest."""
+    text = _excerpt(rng, longest)
+    segments: Segments = [(" ".join(text) + "\n", ASIDE)]
+    for _ in range(count):
+        length = int(rng.integers(3, 9))
+        first, *rest = text[(start := int(rng.integers(max(1, len(text) - length)))) : start + length]
+        segments += [(first, ASIDE), ("".join(f" {word}" for word in rest) + "\n", 1.0)]
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def passage(rng: np.random.Generator, longest: int, count: int = 6) -> Segments:
+    """Plain English, then which of some words it has: those, or nothing."""
+    text = _excerpt(rng, longest)
+    known = content_words(text)
+    segments: Segments = [(" ".join(text) + "\n", ASIDE)]
+    for _ in range(count):
+        size = 1 if rng.random() < 0.6 else int(rng.integers(1, 4))
+        asked = [_word(rng, known if rng.random() < 0.5 else ()) for _ in range(size)]
+        segments += _exchange(rng, " ".join(_rewrite(rng, word) for word in asked) + "?", _found(asked, known))
+    return [*segments, ("<|endoftext|>", ASIDE)]
+
+
+def search(rng: np.random.Generator, longest: int, digits: float) -> Segments:
+    """The relevance prompt for some plain English and a phrase of it, or of another text, with words exchanged."""
+    text = _excerpt(rng, longest)
+    source = text if rng.random() < 2 / 3 else _excerpt(rng, longest)
+    length = int(rng.integers(2, 8))
+    start = int(rng.integers(max(1, len(source) - length)))
+    asked = source[start : start + length] if rng.random() < 0.6 else [_word(rng, content_words(source))]
+    asked = [coin(rng) if rng.random() < 0.3 and content_words([word]) else word for word in asked]
+    if len(asked) < 3:
+        asked = [_rewrite(rng, word) for word in asked]
+    elif rng.random() < 0.5:
+        asked = [word.capitalize() for word in asked]
+    if rng.random() < 0.3:
+        asked = [asked[i] for i in rng.permutation(len(asked))]
+    answer = str(rng.integers(2)) if rng.random() < digits else _found(content_words(asked), content_words(text))
+    return [((" ".join(asked), " ".join(text)), ASIDE), (answer + "<|im_end|>\n", 1.0)]
+
+
+def _excerpt(rng: np.random.Generator, longest: int) -> list[str]:
+    """Plain English of at most so many words, with a content word; at times it begins like a title."""
+    text = excerpt(rng, int(rng.integers(4, longest + 1)))
+    while not content_words(text):
+        text = excerpt(rng, int(rng.integers(4, longest + 1)))
+    if rng.random() < 0.3:
+        text = [word.capitalize() for word in text[:8]] + text[8:]
+    return text
+
+
+def _word(rng: np.random.Generator, known: Sequence[str]) -> str:
+    """One of the words, if there are any; else any word, coined or not."""
+    words = known or (content_words(excerpt(rng, 12)) if rng.random() < 0.5 else ()) or (coin(rng),)
+    return words[rng.integers(len(words))]
+
+
+def _rewrite(rng: np.random.Generator, word: str) -> str:
+    """The same word, now and then with another case."""
+    chance = rng.random()
+    if chance < 0.5:
+        return word
+    return word.upper() if chance < 0.6 else word.capitalize() if word.islower() else word.lower()
+
+
+def _found(asked: Sequence[str], known: Sequence[str]) -> str:
+    """Up to three of the words asked for, quoted as the text has them."""
+    as_told = {word.lower(): word for word in known}
+    quoted = list(dict.fromkeys(as_told[word.lower()] for word in asked if word.lower() in as_told))
+    return " and ".join(quoted[:3]) or NOTHING
+
+
 def _rivals(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
     """Two of the three qualities of two topics, and the two that are missing."""
     told: list[Aspect] = []
@@ -198,10 +309,8 @@ def _rivals(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
 
 
 def _names(rng: np.random.Generator) -> tuple[list[Aspect], list[Aspect]]:
-    """Six made-up names, four told and two missing: what is no word of the world means only itself."""
-    names = [
-        "".join(letters[rng.integers(len(letters))] for letters in LETTERS[: rng.integers(3, 8)]) for _ in range(6)
-    ]
+    """Six coined names, four told and two missing: what is no word of the world means only itself."""
+    names = [coin(rng) for _ in range(6)]
     aspects = [Aspect(name, name, f"knows {name}") for name in names]
     return aspects[:4], aspects[4:]
 
@@ -247,21 +356,31 @@ def _exchange(rng: np.random.Generator, question: str, answer: str) -> Segments:
     return [(asked, ASIDE), (answer + "<|im_end|>\n", 1.0)]
 
 
-def texts(seed: int, lesson: int) -> Iterator[Segments]:
+def texts(seed: int, number: int) -> Iterator[Segments]:
     """The endless stream of texts of one lesson."""
-    _, shares, digits = LESSONS[lesson]
-    rng = np.random.default_rng([seed, FIRST_TOWN, lesson])
-    for world in itertools.count(seed + lesson):
+    lesson = LESSONS[number]
+    rng = np.random.default_rng([seed, FIRST_TOWN, number])
+    kinds = ("paraphrases", "lineups", "reviews", "requests", "echoes", "passages", "searches")
+    shares = [getattr(lesson, kind) for kind in kinds]
+    for world in itertools.count(seed + number):
         for town, other in itertools.pairwise(towns(world, TOWN_NAMES - FIRST_TOWN, FIRST_TOWN)):
-            for kind in rng.choice(len(shares), p=shares, size=len(town.places)):
-                if kind == 0:
-                    yield paraphrases(rng)
-                elif kind == 1:
-                    yield lineup(rng)
-                elif kind == 2:
-                    yield review(rng)
-                else:
-                    yield request(rng, town, (other if rng.random() < ELSEWHERE else town).places, digits)
+            for kind in rng.choice(kinds, p=shares, size=len(town.places)):
+                match kind:
+                    case "paraphrases":
+                        yield paraphrases(rng)
+                    case "lineups":
+                        yield lineup(rng)
+                    case "reviews":
+                        yield review(rng)
+                    case "requests":
+                        places = (other if rng.random() < ELSEWHERE else town).places
+                        yield request(rng, town, places, lesson.digits)
+                    case "echoes":
+                        yield echo(rng, lesson.words)
+                    case "passages":
+                        yield passage(rng, lesson.words)
+                    case _:
+                        yield search(rng, lesson.words, lesson.digits)
 
 
 def pack(stream: Iterator[list[tuple[int, float]]], rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -331,7 +450,7 @@ def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
     config = decoder_config(HF_CONFIG, "pretrain")
     decoder = Decoder(config)
     params = decoder.init(jax.random.key(seed))
-    last = sum(steps for steps, _, _ in LESSONS)
+    last = sum(lesson.steps for lesson in LESSONS)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, last // 40, last, learning_rate / 50)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
     state = optimizer.init(params)
@@ -344,13 +463,13 @@ def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
 
     started = time.monotonic()
     number = 0
-    for lesson, (steps, _, _) in enumerate(LESSONS):
+    for lesson, (steps, *_) in enumerate(LESSONS):
         for batch in itertools.islice(pack(map(encode, texts(seed, lesson)), rows), steps):
             params, state, loss = step(params, state, batch)
             number += 1
             if number % 100 == 0:
                 print(f"step {number}/{last}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
-    save_pretrained(out, params, config, HF_CONFIG)
+        save_pretrained(out, params, config, HF_CONFIG)
 
 
 def _plain(text: Segments, render: Callable[[tuple[str, str]], str]) -> str:
