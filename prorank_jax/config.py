@@ -74,6 +74,10 @@ class DataConfig(Section):
     """Candidates kept per query."""
     relevant_from: Positive = 1
     """The lowest judgement that counts as relevant."""
+    found_only: bool = False
+    """Train on relevant documents that are among the candidates only: on what a reranker will see."""
+    random_negatives: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the negatives that come from the whole corpus and not from the candidates."""
 
 
 class OptimizerConfig(Section):

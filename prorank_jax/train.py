@@ -58,8 +58,9 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     check_run_folder(config, workdir)
     collection = read_beir(config.data.path, config.data.split)
     run = candidates(collection, config.data.candidates, config.data.depth)
-    pairs = Pairs.from_collection(collection, run, config.data.relevant_from)
-    groups = Groups.from_collection(collection, run, config.data.relevant_from)
+    choice = (config.data.relevant_from, config.data.found_only, config.data.random_negatives)
+    pairs = Pairs.from_collection(collection, run, *choice)
+    groups = Groups.from_collection(collection, run, *choice)
     open_run_folder(config, workdir)
 
     warmed_up = pretrained.params

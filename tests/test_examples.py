@@ -165,6 +165,43 @@ def test_groups_see_each_query_once_an_epoch_and_every_positive_in_time():
     assert firsts == {(query, document) for query, documents in POSITIVES.items() for document in documents}
 
 
+def test_only_positives_that_the_first_stage_found():
+    found = {"a": {0, 1, 2}, "b": {4}}
+    pairs = Pairs.from_collection(COLLECTION, RUN, 1, found_only=True)
+    drawn = [named(pair) for step in range(50) for pair in pairs.batch(0, step, 4)[0]]
+    assert set(drawn[0::2]) == {(query, document) for query, documents in found.items() for document in documents}
+    groups = Groups.from_collection(COLLECTION, {**RUN, "c": [("d5", 1.0), ("d8", 0.5)]}, 1, found_only=True)
+    seen = {named(pair) for step in range(50) for group in groups.batch(0, step, 3, 6)[0] for pair in group}
+    assert ("c", 5) in seen
+    # d6 is relevant to "c" and was not found: it is no positive, and no negative either.
+    assert ("c", 6) not in seen
+    with pytest.raises(InputError, match=r"judged 1 or higher and among its query's candidates; set data.found_only"):
+        Pairs.from_collection(COLLECTION, {"a": [("d9", 1.0)]}, 1, found_only=True)
+
+
+@pytest.mark.parametrize(("share", "random"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_a_share_of_the_negatives_is_from_the_whole_corpus(share: float, random: int):
+    run: Run = {"a": [(f"d{i}", 10.0 - i) for i in range(10)]}
+    groups = Groups.from_collection(COLLECTION, run, 1, random_negatives=share)
+    beyond = set()
+    for step in range(60):
+        for group in groups.batch(0, step, 3, 6)[0]:
+            (query, *_), documents = zip(*map(named, group), strict=True)
+            if query == "a":
+                # A positive of each grade, then four negatives: what is hard comes first.
+                assert len(set(documents)) == 6
+                assert set(documents[2 : 6 - random]) <= {3, 4, 5, 6, 7, 8, 9}
+                assert not set(documents[2:]) & {0, 1, 2}
+                beyond |= set(documents[6 - random :]) - set(range(10))
+    assert (beyond == set(range(10, 20))) == (random > 0)
+    pairs = Pairs.from_collection(COLLECTION, run, 1, random_negatives=share)
+    drawn = [named(pair) for step in range(400) for pair in pairs.batch(0, step, 4)[0][1::2]]
+    of_a = [document for query, document in drawn if query == "a"]
+    # Of the 17 documents that are no positive of "a", 10 are none of its candidates.
+    assert np.mean([document >= 10 for document in of_a]) == pytest.approx(share * 10 / 17, abs=0.06)
+    assert not set(of_a) & {0, 1, 2}
+
+
 def test_a_corpus_too_small_for_a_group_leaves_places_free():
     small = Collection("small", "train", {"x": "document 1", "y": "document 2"}, {"a": "query a"}, {"a": {"x": 1}})
     stream = Groups.from_collection(small, {"a": []}, 1)

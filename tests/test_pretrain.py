@@ -1,13 +1,14 @@
 """The lessons that the tiny base is made from: what they say is right, and none of it is in a split."""
 
 import itertools
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from prorank_jax.demo import pretrain, world
+from prorank_jax.demo import english, pretrain, world
 from prorank_jax.demo.pretrain import LENGTH, LESSONS, ORDER, Segments
 from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, Aspect, town_name
 from prorank_jax.model.hf import load_pretrained
@@ -23,7 +24,7 @@ QUALITY_OF = {
 
 
 def meaning(wording: str) -> object:
-    """What a wording of the world tells; a name means itself."""
+    """What a wording of the world tells; a coined name means itself."""
     assert wording in QUALITY_OF or wording.startswith("knows "), wording
     return QUALITY_OF.get(wording, wording)
 
@@ -46,6 +47,59 @@ def test_a_lineup_quotes_what_means_the_same_or_says_that_nothing_does() -> None
             assert (meaning(quoted) if asked in held else quoted) == (asked if asked in held else "nothing")
             answers.append(quoted)
     assert 0.2 < np.mean([answer == "nothing" for answer in answers]) < 0.5
+
+
+def words(text: str) -> set[str]:
+    """The words that a question is about, however they are written."""
+    return {word.lower() for word in re.findall(r"[A-Za-z]{4,}", text)} - english._FUNCTION_WORDS
+
+
+def test_an_echo_repeats_what_was_said() -> None:
+    for seed in range(20):
+        (told, _), *phrases, _ = pretrain.echo(np.random.default_rng(seed), longest=12)
+        assert isinstance(told, str) and len(told.split()) <= 12
+        for (first, _), (rest, weight) in zip(phrases[::2], phrases[1::2], strict=True):
+            assert f" {first}{rest}".rstrip("\n") + " " in f" {told.strip()} " and weight == 1.0
+
+
+def test_a_passage_quotes_the_words_that_it_has() -> None:
+    answers = []
+    for seed in range(40):
+        (told, _), *exchanges, _ = pretrain.passage(np.random.default_rng(seed), longest=30)
+        assert isinstance(told, str)
+        for (question, _), (answer, weight) in zip(exchanges[::2], exchanges[1::2], strict=True):
+            assert isinstance(question, str) and isinstance(answer, str) and weight == 1.0
+            asked = words(re.sub(r"<\|.*?\|>(user|assistant)?|\nAnswer:", " ", question))
+            quoted = answer.replace("<|im_end|>", "").strip()
+            held = asked & words(told)
+            assert words(quoted) == (held or {"nothing"})
+            assert all(word in told for word in quoted.split(" and ")) or not held
+            answers.append(bool(held))
+    assert 0.3 < np.mean(answers) < 0.8
+
+
+def test_a_search_is_answered_with_the_words_that_the_document_has() -> None:
+    answers = []
+    for seed in range(100):
+        (pair, _), (answer, weight) = pretrain.search(np.random.default_rng(seed), longest=40, digits=0.0)
+        assert isinstance(pair, tuple) and isinstance(answer, str) and weight == 1.0
+        query, document = pair
+        held = words(query) & words(document)
+        quoted = answer.removesuffix("<|im_end|>\n")
+        assert words(quoted) <= (held or {"nothing"})
+        assert len(words(quoted)) == min(3, max(1, len(held)))
+        answers.append(bool(held))
+    assert 0.3 < np.mean(answers) < 0.8
+
+
+def test_coined_words_are_endless_and_look_english() -> None:
+    rng = np.random.default_rng(0)
+    coined = [english.coin(rng) for _ in range(500)]
+    assert len(set(coined)) > 400
+    assert all(re.fullmatch("[a-z]{4,11}", word) for word in coined)
+    known = {word for paragraph in english.paragraphs() for word in words(" ".join(paragraph))}
+    assert np.mean([word in known for word in coined]) < 0.5
+    assert english.content_words(["The", "Value,", "of", "this", "value."]) == ["Value"]
 
 
 def test_a_verdict_says_how_many_wishes_are_fulfilled_or_which() -> None:
@@ -96,7 +150,7 @@ def test_a_packed_text_sees_itself_alone() -> None:
 
 
 def test_pretraining_writes_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tuple((1, shares, digits) for _, shares, digits in LESSONS)
+    short = tuple(lesson._replace(steps=1) for lesson in LESSONS)
     monkeypatch.setattr(pretrain, "LESSONS", short)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a number to an integer array
         pretrain.pretrain(tmp_path / "base", rows=2, learning_rate=1e-3, seed=0)

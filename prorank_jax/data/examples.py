@@ -3,9 +3,10 @@
 A stream is a pure function of its seed: element `i` never depends on how it is cut into batches, so a
 batch is a window of the stream, `f(seed, step)`, and any step can be computed again.
 
-A *positive* is a document judged `relevant_from` or higher. Every other document is labelled 0, and
-hard negatives are drawn from those among the query's first-stage candidates. They may hold relevant
-documents that nobody judged, but never a judged positive, nor a copy of its text under another id.
+A *positive* is a document judged `relevant_from` or higher, of which `found_only` keeps those among the query's
+first-stage candidates. Every other document is labelled 0, and hard negatives are drawn from the candidates.
+They may hold relevant documents that nobody judged, but never a judged one, nor a copy of its text under another
+id. `random_negatives` is the share of the negatives that are drawn from the whole corpus instead.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Pairs:
     Row `g` of the stream belongs to positive `g // 2` of the epoch orders: the positive itself where `g`
     is even, and a negative of the same query where it is odd. An epoch is a random order of all positives
     of the collection, so each is seen once before any is seen again. The negative is drawn uniformly from
-    the query's hard negatives, or from the corpus where the query has none.
+    the query's hard negatives, or from the corpus: by chance, or where the query has none.
     """
 
     collection: Collection
@@ -48,13 +49,21 @@ class Pairs:
     positives: tuple[tuple[int, int], ...]
     """For each positive, the positions of its query in `judged` and of the document therein."""
     document_ids: tuple[str, ...]
+    random_negatives: float
 
     @classmethod
-    def from_collection(cls, collection: Collection, run: Run, relevant_from: int) -> "Pairs":
+    def from_collection(
+        cls,
+        collection: Collection,
+        run: Run,
+        relevant_from: int,
+        found_only: bool = False,
+        random_negatives: float = 0.0,
+    ) -> "Pairs":
         """Raises InputError where the collection has no positive, or a query no negative."""
-        judged = _judged(collection, run, relevant_from)
+        judged = _judged(collection, run, relevant_from, found_only)
         positives = tuple((q, p) for q, query in enumerate(judged) for p in range(len(query.positives)))
-        return cls(collection, judged, positives, tuple(collection.documents))
+        return cls(collection, judged, positives, tuple(collection.documents), random_negatives)
 
     def batch(self, seed: int, step: int, size: int) -> tuple[list[Pair], np.ndarray]:
         """Rows `step * size` and on: `size` pairs, and labels int32 `[size]` that alternate 1, 0."""
@@ -68,7 +77,8 @@ class Pairs:
                 document_id = judged.positives[positive]
             else:
                 rng = _rng(seed, _DRAW, row // 2)
-                hard = _draw(rng, judged.hard_negatives, 1)
+                random = self.random_negatives > 0 and rng.random() < self.random_negatives
+                hard = [] if random else _draw(rng, judged.hard_negatives, 1)
                 document_id = (hard or _fill(rng, self.document_ids, 1, judged.never_negative))[0]
             pairs.append((self.collection.queries[judged.query_id], self.collection.documents[document_id]))
         return pairs, np.array([1 - row % 2 for row in rows], np.int32)
@@ -85,7 +95,8 @@ class Groups:
     2. where the query has positives of other grades too and N >= 3, one of them, so that graded
        judgements are compared with one another and not only with 0;
     3. hard negatives, drawn uniformly without replacement;
-    4. where those run out, random documents of the corpus that are not positives.
+    4. random documents of the corpus that are not positives: their share of the negatives, rounded, and more where
+       hard negatives run out.
 
     A label is the judgement of a positive, and 0 for all else.
     """
@@ -93,11 +104,20 @@ class Groups:
     collection: Collection
     judged: tuple[_Judged, ...]
     document_ids: tuple[str, ...]
+    random_negatives: float
 
     @classmethod
-    def from_collection(cls, collection: Collection, run: Run, relevant_from: int) -> "Groups":
+    def from_collection(
+        cls,
+        collection: Collection,
+        run: Run,
+        relevant_from: int,
+        found_only: bool = False,
+        random_negatives: float = 0.0,
+    ) -> "Groups":
         """Raises InputError where the collection has no positive, or a query no negative."""
-        return cls(collection, _judged(collection, run, relevant_from), tuple(collection.documents))
+        judged = _judged(collection, run, relevant_from, found_only)
+        return cls(collection, judged, tuple(collection.documents), random_negatives)
 
     def batch(self, seed: int, step: int, queries: int, documents: int) -> tuple[list[list[Pair]], np.ndarray]:
         """Groups `step * queries` and on: `queries` lists of `documents` pairs, labels float32 `[Q, N]`.
@@ -122,13 +142,14 @@ class Groups:
         others = [i for i, grade in enumerate(judged.grades) if grade != judged.grades[first]]
         if others and size >= 3:
             chosen.append(others[int(rng.integers(len(others)))])
-        negatives = _draw(rng, judged.hard_negatives, size - len(chosen))
-        missing = size - len(chosen) - len(negatives)
+        wanted = size - len(chosen)
+        negatives = _draw(rng, judged.hard_negatives, wanted - round(wanted * self.random_negatives))
+        missing = wanted - len(negatives)
         negatives += _fill(rng, self.document_ids, missing, judged.never_negative.union(negatives))
         return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(name, 0) for name in negatives]
 
 
-def _judged(collection: Collection, run: Run, relevant_from: int) -> tuple[_Judged, ...]:
+def _judged(collection: Collection, run: Run, relevant_from: int, found_only: bool) -> tuple[_Judged, ...]:
     """The queries that have a positive with a text, in the collection's order."""
     # Collections hold the same text more than once: 40 times in NFCorpus.
     copies: dict[str, list[str]] = {}
@@ -143,6 +164,7 @@ def _judged(collection: Collection, run: Run, relevant_from: int) -> tuple[_Judg
         }
         if not grades:
             continue
+        ranking = [document_id for document_id, _ in run.get(query_id, ())]
         never = {copy for document_id in grades for copy in copies[collection.documents[document_id]]}
         never |= {query_id} & collection.documents.keys()
         if len(never) == len(collection.documents):
@@ -150,12 +172,16 @@ def _judged(collection: Collection, run: Run, relevant_from: int) -> tuple[_Judg
                 f"{collection.name}/{collection.split}: every document is relevant to query {query_id!r}; "
                 "add documents that are not"
             )
-        negatives = tuple(document_id for document_id, _ in run.get(query_id, ()) if document_id not in never)
-        found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives, frozenset(never)))
+        negatives = tuple(document_id for document_id in ranking if document_id not in never)
+        if found_only:
+            grades = {document_id: grades[document_id] for document_id in ranking if document_id in grades}
+        if grades:
+            found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives, frozenset(never)))
     if not found:
         raise InputError(
-            f"{collection.name}/{collection.split}: no document of the corpus is judged {relevant_from} or higher; "
-            "lower data.relevant_from"
+            f"{collection.name}/{collection.split}: no document of the corpus is judged {relevant_from} or higher"
+            + (" and among its query's candidates; set data.found_only=false" if found_only else "")
+            + "; lower data.relevant_from"
         )
     return tuple(found)
 
