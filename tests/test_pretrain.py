@@ -150,10 +150,13 @@ def test_a_packed_text_sees_itself_alone() -> None:
 
 
 def test_pretraining_writes_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tuple(lesson._replace(steps=1) for lesson in LESSONS)
-    monkeypatch.setattr(pretrain, "LESSONS", short)
+    short = [
+        course._replace(lessons=tuple(lesson._replace(steps=1) for lesson in course.lessons))
+        for course in pretrain.COURSES
+    ]
+    monkeypatch.setattr(pretrain, "COURSES", short)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a number to an integer array
-        pretrain.pretrain(tmp_path / "base", rows=2, learning_rate=1e-3, seed=0)
+        pretrain.pretrain(tmp_path / "base", rows=2, seed=0)
     reranker = Reranker.from_pretrained(tmp_path / "base", max_length=LENGTH)
     assert np.isfinite(reranker.predict([("Which place in Amber Acre is new?", "Bal of Amber Acre.")])).all()
 

@@ -1,6 +1,6 @@
-"""How the tiny base model is made: `python -m prorank_jax.demo.pretrain --out FOLDER` (25 minutes on 2 cores).
+"""How the tiny base model is made: `python -m prorank_jax.demo.pretrain --out FOLDER` (50 minutes on 2 cores).
 
-A byte-level BPE tokenizer and a Qwen2-architecture decoder of half a million parameters, trained as a
+A byte-level BPE tokenizer and a Qwen2-architecture decoder of seven hundred thousand parameters, trained as a
 language model on text of the generated world and on short dialogues about it. The towns are its own: no query,
 document or judgement of any split of any seed is seen. Like a real small model it learns the words and not
 the task: asked the relevance prompt, it has seen people answer in many forms, and answers of `0` and `1` that
@@ -9,8 +9,10 @@ were no better than a coin.
 Meanings come first, then matching them. A model of this size that is asked for a bare yes or no never finds out what
 decides it; asked to quote the wording that means the same, or to say that there is none, it does, first for one
 quality, then for two, then in the relevance prompt. There the document comes first, so that the query, when it is read,
-finds what it asks for; with the query first, the same lessons taught half as much. How the shipped weights came about
-is in docs/RESULTS.md.
+finds what it asks for; with the query first, the same lessons taught half as much.
+
+So that the model is of some use on real text too, it learns to tell which words of a phrase a piece of plain English
+has. This is slow to come, and takes from what the model knows of its world; a second course brings that back.
 """
 
 import argparse
@@ -103,33 +105,77 @@ class Lesson(NamedTuple):
     """How often a request or a search is answered by a digit."""
 
 
-LESSONS = (
-    Lesson(400, paraphrases=0.6, lineups=0.1, echoes=0.3),
-    Lesson(1800, paraphrases=0.08, lineups=0.4, reviews=0.2, echoes=0.12, passages=0.2, words=12),
-    Lesson(
-        1200,
-        paraphrases=0.05,
-        lineups=0.1,
-        reviews=0.22,
-        requests=0.2,
-        echoes=0.05,
-        passages=0.24,
-        searches=0.14,
-        words=30,
+class Course(NamedTuple):
+    """Lessons in a row, over which the learning rate rises once and falls to its end."""
+
+    learning_rate: float
+    lessons: tuple[Lesson, ...]
+
+
+COURSES = (
+    Course(
+        2e-3,
+        (
+            Lesson(400, paraphrases=0.6, lineups=0.1, echoes=0.3),
+            Lesson(1800, paraphrases=0.08, lineups=0.4, reviews=0.2, echoes=0.12, passages=0.2, words=12),
+            Lesson(
+                1200,
+                paraphrases=0.05,
+                lineups=0.1,
+                reviews=0.22,
+                requests=0.2,
+                echoes=0.05,
+                passages=0.24,
+                searches=0.14,
+                words=30,
+            ),
+            Lesson(
+                2600,
+                paraphrases=0.03,
+                lineups=0.05,
+                reviews=0.15,
+                requests=0.36,
+                echoes=0.02,
+                passages=0.13,
+                searches=0.26,
+                words=60,
+                digits=0.3,
+            ),
+        ),
     ),
-    Lesson(
-        2600,
-        paraphrases=0.03,
-        lineups=0.05,
-        reviews=0.15,
-        requests=0.36,
-        echoes=0.02,
-        passages=0.13,
-        searches=0.26,
-        words=60,
-        digits=0.3,
+    Course(
+        1.5e-3,
+        (
+            Lesson(
+                2000,
+                paraphrases=0.02,
+                lineups=0.07,
+                reviews=0.15,
+                requests=0.5,
+                passages=0.08,
+                searches=0.18,
+                words=60,
+                digits=0.2,
+            ),
+        ),
+    ),
+    Course(
+        1.5e-3,
+        (
+            Lesson(
+                2200,
+                lineups=0.04,
+                reviews=0.1,
+                requests=0.72,
+                passages=0.04,
+                searches=0.1,
+                words=60,
+                digits=0.2,
+            ),
+        ),
     ),
 )
+LESSONS = tuple(lesson for course in COURSES for lesson in course.lessons)
 ORDER: Final = "document_first"
 LENGTH = 256
 """Tokens of a row of the training batch."""
@@ -426,9 +472,9 @@ def language_model_loss(decoder: Decoder, params: Params, batch: dict[str, Array
     return losses.sum() / batch["weights"].sum()
 
 
-def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
+def pretrain(out: Path, rows: int, seed: int) -> None:
     """Trains the tokenizer and the model, and writes them as a Hugging Face folder."""
-    samples = list(itertools.islice(texts(seed, len(LESSONS) - 1), 5_000))
+    samples = list(itertools.islice(texts(seed, len(COURSES[0].lessons) - 1), 5_000))
     tokenizer = train_tokenizer([_plain(text, " ".join) for text in samples])
     # Once more, now that the prompt's own words can be told: they turn up in every request.
     wording = build_prompt(tokenizer, PromptConfig(max_length=1024, order=ORDER), place=str(out))
@@ -450,26 +496,39 @@ def pretrain(out: Path, rows: int, learning_rate: float, seed: int) -> None:
     config = decoder_config(HF_CONFIG, "pretrain")
     decoder = Decoder(config)
     params = decoder.init(jax.random.key(seed))
-    last = sum(lesson.steps for lesson in LESSONS)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, last // 40, last, learning_rate / 50)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
-    state = optimizer.init(params)
+    numbers = itertools.count()
+    started = time.monotonic()
+    for course in COURSES:
+        optimizer = make_optimizer(course)
+        step = make_step(decoder, optimizer)
+        state = optimizer.init(params)
+        for lesson in course.lessons:
+            stream = texts(seed, number := next(numbers))
+            for done, batch in enumerate(itertools.islice(pack(map(encode, stream), rows), lesson.steps), 1):
+                params, state, loss = step(params, state, batch)
+                if done % 100 == 0:
+                    place = f"lesson {number + 1}/{len(LESSONS)}  step {done}/{lesson.steps}"
+                    print(f"{place}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            save_pretrained(out, params, config, HF_CONFIG)
 
+
+def make_optimizer(course: Course) -> optax.GradientTransformation:
+    last = sum(lesson.steps for lesson in course.lessons)
+    peak = course.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, last // 40, last, peak / 50)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+
+
+def make_step(
+    decoder: Decoder, optimizer: optax.GradientTransformation
+) -> Callable[[Params, optax.OptState, dict[str, np.ndarray]], tuple[Params, optax.OptState, Array]]:
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Params, state: optax.OptState, batch: dict[str, Array]) -> tuple[Params, optax.OptState, Array]:
         loss, gradient = jax.value_and_grad(partial(language_model_loss, decoder))(params, batch)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    started = time.monotonic()
-    number = 0
-    for lesson, (steps, *_) in enumerate(LESSONS):
-        for batch in itertools.islice(pack(map(encode, texts(seed, lesson)), rows), steps):
-            params, state, loss = step(params, state, batch)
-            number += 1
-            if number % 100 == 0:
-                print(f"step {number}/{last}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
-        save_pretrained(out, params, config, HF_CONFIG)
+    return step
 
 
 def _plain(text: Segments, render: Callable[[tuple[str, str]], str]) -> str:
@@ -480,10 +539,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--rows", type=int, default=8, help=f"rows of {LENGTH} tokens in a batch")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pretrain(arguments.out, arguments.rows, arguments.learning_rate, arguments.seed)
+    pretrain(arguments.out, arguments.rows, arguments.seed)
 
 
 if __name__ == "__main__":
