@@ -26,7 +26,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
         {
             "seed": seed,
             "model": {"base": "builtin:tiny"},
-            "prompt": {"max_length": 112, "order": "document_first"},
+            "prompt": {"max_length": 108, "order": "document_first"},
             "data": {"path": str(world / "train"), "split": "train", "depth": DEPTH},
             "warmup": {
                 "steps": 100,
@@ -38,7 +38,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
                 "checkpoint_every": 50,
             },
             "score": {
-                "steps": 160,
+                "steps": 120,
                 "queries_per_step": 16,
                 "documents_per_query": 6,
                 "optimizer": {"learning_rate": 1e-3},
