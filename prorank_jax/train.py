@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from prorank_jax.config import RunConfig, differences, dump_config, load_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates, write_atomically
-from prorank_jax.data.examples import Groups, Pairs
+from prorank_jax.data.examples import Groups, Pairs, Selection
 from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
 from prorank_jax.model.decoder import Decoder, Params
@@ -58,9 +58,9 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     check_run_folder(config, workdir)
     collection = read_beir(config.data.path, config.data.split)
     run = candidates(collection, config.data.candidates, config.data.depth)
-    choice = (config.data.relevant_from, config.data.found_only, config.data.random_negatives)
-    pairs = Pairs.from_collection(collection, run, *choice)
-    groups = Groups.from_collection(collection, run, *choice)
+    selection = Selection(config.data.relevant_from, config.data.found_only, config.data.random_negatives)
+    pairs = Pairs.from_collection(collection, run, selection)
+    groups = Groups.from_collection(collection, run, selection)
     open_run_folder(config, workdir)
 
     warmed_up = pretrained.params

@@ -9,7 +9,7 @@ import pytest
 
 from prorank_jax.data.beir import Collection, read_beir
 from prorank_jax.data.candidates import Run, candidates
-from prorank_jax.data.examples import Groups, Pairs
+from prorank_jax.data.examples import Groups, Pairs, Selection
 from prorank_jax.data.loader import group_batch, pad_prompts, pair_batch
 from prorank_jax.errors import InputError
 
@@ -56,12 +56,12 @@ def named(pair: tuple[str, str]) -> tuple[str, int]:
 
 
 def pairs_of(seed: int, step: int, size: int, relevant_from: int = 1) -> tuple[list[tuple[str, int]], np.ndarray]:
-    pairs, labels = Pairs.from_collection(COLLECTION, RUN, relevant_from).batch(seed, step, size)
+    pairs, labels = Pairs.from_collection(COLLECTION, RUN, Selection(relevant_from)).batch(seed, step, size)
     return [named(pair) for pair in pairs], labels
 
 
 def groups_of(seed: int, steps: int, queries: int, documents: int) -> list[tuple[str, list[int], list[float]]]:
-    stream = Groups.from_collection(COLLECTION, RUN, 1)
+    stream = Groups.from_collection(COLLECTION, RUN, Selection())
     found = []
     for step in range(steps):
         groups, labels = stream.batch(seed, step, queries, documents)
@@ -167,22 +167,22 @@ def test_groups_see_each_query_once_an_epoch_and_every_positive_in_time():
 
 def test_only_positives_that_the_first_stage_found():
     found = {"a": {0, 1, 2}, "b": {4}}
-    pairs = Pairs.from_collection(COLLECTION, RUN, 1, found_only=True)
+    pairs = Pairs.from_collection(COLLECTION, RUN, Selection(found_only=True))
     drawn = [named(pair) for step in range(50) for pair in pairs.batch(0, step, 4)[0]]
     assert set(drawn[0::2]) == {(query, document) for query, documents in found.items() for document in documents}
-    groups = Groups.from_collection(COLLECTION, {**RUN, "c": [("d5", 1.0), ("d8", 0.5)]}, 1, found_only=True)
+    groups = Groups.from_collection(COLLECTION, {**RUN, "c": [("d5", 1.0), ("d8", 0.5)]}, Selection(found_only=True))
     seen = {named(pair) for step in range(50) for group in groups.batch(0, step, 3, 6)[0] for pair in group}
     assert ("c", 5) in seen
     # d6 is relevant to "c" and was not found: it is no positive, and no negative either.
     assert ("c", 6) not in seen
     with pytest.raises(InputError, match=r"judged 1 or higher and among its query's candidates; set data.found_only"):
-        Pairs.from_collection(COLLECTION, {"a": [("d9", 1.0)]}, 1, found_only=True)
+        Pairs.from_collection(COLLECTION, {"a": [("d9", 1.0)]}, Selection(found_only=True))
 
 
 @pytest.mark.parametrize(("share", "random"), [(0.0, 0), (0.5, 2), (1.0, 4)])
 def test_a_share_of_the_negatives_is_from_the_whole_corpus(share: float, random: int):
     run: Run = {"a": [(f"d{i}", 10.0 - i) for i in range(10)]}
-    groups = Groups.from_collection(COLLECTION, run, 1, random_negatives=share)
+    groups = Groups.from_collection(COLLECTION, run, Selection(random_negatives=share))
     beyond = set()
     for step in range(60):
         for group in groups.batch(0, step, 3, 6)[0]:
@@ -194,7 +194,7 @@ def test_a_share_of_the_negatives_is_from_the_whole_corpus(share: float, random:
                 assert not set(documents[2:]) & {0, 1, 2}
                 beyond |= set(documents[6 - random :]) - set(range(10))
     assert (beyond == set(range(10, 20))) == (random > 0)
-    pairs = Pairs.from_collection(COLLECTION, run, 1, random_negatives=share)
+    pairs = Pairs.from_collection(COLLECTION, run, Selection(random_negatives=share))
     drawn = [named(pair) for step in range(400) for pair in pairs.batch(0, step, 4)[0][1::2]]
     of_a = [document for query, document in drawn if query == "a"]
     # Of the 17 documents that are no positive of "a", 10 are none of its candidates.
@@ -204,7 +204,7 @@ def test_a_share_of_the_negatives_is_from_the_whole_corpus(share: float, random:
 
 def test_a_corpus_too_small_for_a_group_leaves_places_free():
     small = Collection("small", "train", {"x": "document 1", "y": "document 2"}, {"a": "query a"}, {"a": {"x": 1}})
-    stream = Groups.from_collection(small, {"a": []}, 1)
+    stream = Groups.from_collection(small, {"a": []}, Selection())
     groups, labels = stream.batch(0, 0, 1, 4)
     assert groups == [[("query a", "document 1"), ("query a", "document 2")]]
     assert labels.tolist() == [[1, 0, 0, 0]]
@@ -218,7 +218,7 @@ def test_the_document_with_the_id_of_the_query_is_no_example():
     own = Collection("own", "train", {"a": "document 0", "x": "document 1", "y": "document 2"}, {"a": "query a"}, {})
     own.qrels["a"] = {"a": 1, "x": 1}
     for step in range(20):
-        pairs, _ = Pairs.from_collection(own, {}, 1).batch(0, step, 2)
+        pairs, _ = Pairs.from_collection(own, {}, Selection()).batch(0, step, 2)
         assert pairs == [("query a", "document 1"), ("query a", "document 2")]
 
 
@@ -228,16 +228,16 @@ def test_a_copy_of_a_positive_is_never_a_negative():
     for run in ({"a": [("x", 3.0), ("copy", 2.0), ("y", 1.0)]}, {"a": [("copy", 2.0)]}, {}):
         for step in range(20):
             expected = [("query a", "document 1"), ("query a", "document 2")]
-            assert Pairs.from_collection(twice, run, 1).batch(0, step, 2)[0] == expected
-            assert Groups.from_collection(twice, run, 1).batch(0, step, 1, 3)[0] == [expected]
+            assert Pairs.from_collection(twice, run, Selection()).batch(0, step, 2)[0] == expected
+            assert Groups.from_collection(twice, run, Selection()).batch(0, step, 1, 3)[0] == [expected]
 
 
 def test_a_collection_without_a_positive_or_a_negative_is_refused():
     with pytest.raises(InputError, match="made/train: no document of the corpus is judged 3 or higher"):
-        Pairs.from_collection(COLLECTION, RUN, 3)
+        Pairs.from_collection(COLLECTION, RUN, Selection(3))
     full = Collection("full", "train", {"x": "1", "a": "2"}, {"a": "query a"}, {"a": {"x": 1}})
     with pytest.raises(InputError, match="full/train: every document is relevant to query 'a'"):
-        Groups.from_collection(full, {}, 1)
+        Groups.from_collection(full, {}, Selection())
 
 
 def test_padding():
@@ -251,7 +251,7 @@ def test_padding():
 
 def test_pair_batch_is_the_stream_as_arrays():
     names, labels = pairs_of(3, 2, 4)
-    batch = pair_batch(Pairs.from_collection(COLLECTION, RUN, 1), PROMPT, 4, 3, 2)
+    batch = pair_batch(Pairs.from_collection(COLLECTION, RUN, Selection()), PROMPT, 4, 3, 2)
     assert batch.tokens_PxL.shape == (4, 5)
     assert batch.labels_P.tolist() == labels.tolist()
     for row, (query, document) in enumerate(names):
@@ -262,7 +262,7 @@ def test_pair_batch_is_the_stream_as_arrays():
 
 def test_group_batch_is_the_stream_as_arrays():
     found = groups_of(3, 3, 2, 4)[4:]
-    batch = group_batch(Groups.from_collection(COLLECTION, RUN, 1), PROMPT, 2, 4, 3, 2)
+    batch = group_batch(Groups.from_collection(COLLECTION, RUN, Selection()), PROMPT, 2, 4, 3, 2)
     assert batch.tokens_QxNxL.shape == (2, 4, 5)
     assert batch.tokens_QxNxL.dtype == batch.lengths_QxN.dtype == np.int32
     assert batch.mask_QxN.all()
@@ -282,10 +282,10 @@ def test_no_negative_of_a_real_collection_is_a_judged_positive(shared):
         for name, judgement in judgements.items():
             pair = (query, collection.documents[name])
             best[pair] = max(best.get(pair, 0), judgement)
-    pairs, labels = Pairs.from_collection(collection, run, 1).batch(0, 3, 4000)
+    pairs, labels = Pairs.from_collection(collection, run, Selection()).batch(0, 3, 4000)
     relevant = [(query, document) in best for query, document in pairs]
     assert relevant == (labels == 1).tolist()
-    groups, grades = Groups.from_collection(collection, run, 1).batch(0, 3, 400, 8)
+    groups, grades = Groups.from_collection(collection, run, Selection()).batch(0, 3, 400, 8)
     judged = [[(query, document) in best for query, document in group] for group in groups]
     assert judged == (grades > 0).tolist()
     # Where a query has both grades, about one in three, its groups show both.

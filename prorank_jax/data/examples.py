@@ -3,13 +3,13 @@
 A stream is a pure function of its seed: element `i` never depends on how it is cut into batches, so a
 batch is a window of the stream, `f(seed, step)`, and any step can be computed again.
 
-A *positive* is a document judged `relevant_from` or higher, of which `found_only` keeps those among the query's
-first-stage candidates. Every other document is labelled 0, and hard negatives are drawn from the candidates.
-They may hold relevant documents that nobody judged, but never a judged one, nor a copy of its text under another
-id. `random_negatives` is the share of the negatives that are drawn from the whole corpus instead.
+A *positive* is a document judged relevant. Every other document is labelled 0, and hard negatives are drawn from
+those among the query's first-stage candidates. They may hold relevant documents that nobody judged, but never
+a judged one, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,17 @@ Pair = tuple[str, str]
 
 # Keeps the random numbers of the epoch orders apart from those of the draws.
 _ORDER, _DRAW = 0, 1
+
+
+class Selection(NamedTuple):
+    """Which documents are examples."""
+
+    relevant_from: int = 1
+    """The lowest judgement that makes a positive."""
+    found_only: bool = False
+    """Keep the positives that are among their query's candidates. The others are no negatives either."""
+    random_negatives: float = 0.0
+    """Share of the negatives drawn from the whole corpus, and not from the candidates."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +63,11 @@ class Pairs:
     random_negatives: float
 
     @classmethod
-    def from_collection(
-        cls,
-        collection: Collection,
-        run: Run,
-        relevant_from: int,
-        found_only: bool = False,
-        random_negatives: float = 0.0,
-    ) -> "Pairs":
+    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "Pairs":
         """Raises InputError where the collection has no positive, or a query no negative."""
-        judged = _judged(collection, run, relevant_from, found_only)
+        judged = _judged(collection, run, selection)
         positives = tuple((q, p) for q, query in enumerate(judged) for p in range(len(query.positives)))
-        return cls(collection, judged, positives, tuple(collection.documents), random_negatives)
+        return cls(collection, judged, positives, tuple(collection.documents), selection.random_negatives)
 
     def batch(self, seed: int, step: int, size: int) -> tuple[list[Pair], np.ndarray]:
         """Rows `step * size` and on: `size` pairs, and labels int32 `[size]` that alternate 1, 0."""
@@ -107,17 +111,10 @@ class Groups:
     random_negatives: float
 
     @classmethod
-    def from_collection(
-        cls,
-        collection: Collection,
-        run: Run,
-        relevant_from: int,
-        found_only: bool = False,
-        random_negatives: float = 0.0,
-    ) -> "Groups":
+    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "Groups":
         """Raises InputError where the collection has no positive, or a query no negative."""
-        judged = _judged(collection, run, relevant_from, found_only)
-        return cls(collection, judged, tuple(collection.documents), random_negatives)
+        judged = _judged(collection, run, selection)
+        return cls(collection, judged, tuple(collection.documents), selection.random_negatives)
 
     def batch(self, seed: int, step: int, queries: int, documents: int) -> tuple[list[list[Pair]], np.ndarray]:
         """Groups `step * queries` and on: `queries` lists of `documents` pairs, labels float32 `[Q, N]`.
@@ -149,7 +146,7 @@ class Groups:
         return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(name, 0) for name in negatives]
 
 
-def _judged(collection: Collection, run: Run, relevant_from: int, found_only: bool) -> tuple[_Judged, ...]:
+def _judged(collection: Collection, run: Run, selection: Selection) -> tuple[_Judged, ...]:
     """The queries that have a positive with a text, in the collection's order."""
     # Collections hold the same text more than once: 40 times in NFCorpus.
     copies: dict[str, list[str]] = {}
@@ -160,7 +157,7 @@ def _judged(collection: Collection, run: Run, relevant_from: int, found_only: bo
         grades = {
             document_id: judgement
             for document_id, judgement in judgements.items()
-            if judgement >= relevant_from and document_id in collection.documents and document_id != query_id
+            if judgement >= selection.relevant_from and document_id in collection.documents and document_id != query_id
         }
         if not grades:
             continue
@@ -173,16 +170,15 @@ def _judged(collection: Collection, run: Run, relevant_from: int, found_only: bo
                 "add documents that are not"
             )
         negatives = tuple(document_id for document_id in ranking if document_id not in never)
-        if found_only:
+        if selection.found_only:
             grades = {document_id: grades[document_id] for document_id in ranking if document_id in grades}
         if grades:
             found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives, frozenset(never)))
     if not found:
-        raise InputError(
-            f"{collection.name}/{collection.split}: no document of the corpus is judged {relevant_from} or higher"
-            + (" and among its query's candidates; set data.found_only=false" if found_only else "")
-            + "; lower data.relevant_from"
-        )
+        missing, remedy = f"no document of the corpus is judged {selection.relevant_from} or higher", "lower"
+        if selection.found_only:
+            missing, remedy = f"{missing} and among its query's candidates", "set data.found_only=false or lower"
+        raise InputError(f"{collection.name}/{collection.split}: {missing}; {remedy} data.relevant_from")
     return tuple(found)
 
 

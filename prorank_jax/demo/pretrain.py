@@ -276,8 +276,7 @@ def echo(rng: np.random.Generator, longest: int, count: int = 4) -> Segments:
     text = _excerpt(rng, longest)
     segments: Segments = [(" ".join(text) + "\n", ASIDE)]
     for _ in range(count):
-        length = int(rng.integers(3, 9))
-        first, *rest = text[(start := int(rng.integers(max(1, len(text) - length)))) : start + length]
+        first, *rest = _phrase(rng, text, 3, 9)
         segments += [(first, ASIDE), ("".join(f" {word}" for word in rest) + "\n", 1.0)]
     return [*segments, ("<|endoftext|>", ASIDE)]
 
@@ -298,9 +297,8 @@ def search(rng: np.random.Generator, longest: int, digits: float) -> Segments:
     """The relevance prompt for some plain English and a phrase of it, or of another text, with words exchanged."""
     text = _excerpt(rng, longest)
     source = text if rng.random() < 2 / 3 else _excerpt(rng, longest)
-    length = int(rng.integers(2, 8))
-    start = int(rng.integers(max(1, len(source) - length)))
-    asked = source[start : start + length] if rng.random() < 0.6 else [_word(rng, content_words(source))]
+    phrase = _phrase(rng, source, 2, 8)
+    asked = phrase if rng.random() < 0.6 else [_word(rng, content_words(source))]
     asked = [coin(rng) if rng.random() < 0.3 and content_words([word]) else word for word in asked]
     if len(asked) < 3:
         asked = [_rewrite(rng, word) for word in asked]
@@ -322,9 +320,20 @@ def _excerpt(rng: np.random.Generator, longest: int) -> list[str]:
     return text
 
 
+def _phrase(rng: np.random.Generator, text: Sequence[str], shortest: int, end: int) -> Sequence[str]:
+    """`shortest` or more words of a text, in a row, less than `end`."""
+    length = int(rng.integers(shortest, end))
+    start = int(rng.integers(max(1, len(text) - length)))
+    return text[start : start + length]
+
+
 def _word(rng: np.random.Generator, known: Sequence[str]) -> str:
     """One of the words, if there are any; else any word, coined or not."""
-    words = known or (content_words(excerpt(rng, 12)) if rng.random() < 0.5 else ()) or (coin(rng),)
+    words = known
+    if not words and rng.random() < 0.5:
+        words = content_words(excerpt(rng, 12))
+    if not words:
+        words = [coin(rng)]
     return words[rng.integers(len(words))]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from prorank_jax.config import RunConfig, parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, write_atomically
-from prorank_jax.data.examples import Pairs
+from prorank_jax.data.examples import Pairs, Selection
 from prorank_jax.demo.world import write_world
 from prorank_jax.evaluate import evaluate
 from prorank_jax.report import plot_curves
@@ -66,7 +66,7 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
 
     test = read_beir(world / "test", "test")
     run = bm25_run(test, DEPTH)
-    pairs, labels = Pairs.from_collection(test, run, relevant_from=1).batch(seed, 0, PROBED_PAIRS)
+    pairs, labels = Pairs.from_collection(test, run, Selection()).batch(seed, 0, PROBED_PAIRS)
     rows: dict[str, dict[str, float]] = {}
     models = {"bm25": None, "base": trained.base, "warmup": trained.warmed_up, "score": trained.final}
     for name, params in models.items():
