@@ -183,7 +183,8 @@ def test_without_score_learning(tiny_model: Path, tiny_collection: Path, tmp_pat
         ("warmup", {"prompts_per_step": 4}, "warmup.prompts_per_step=4 does not divide over 8 replicas"),
         # Told before the warmup, not after it.
         ("score", {"queries_per_step": 9}, "score.queries_per_step=9 does not divide over 8 replicas"),
-        ("data", {"relevant_from": 3}, "no document of the corpus is judged 3 or higher"),
+        ("data", {"relevant_from": 3}, "no document of the corpus is judged 3 or higher; lower data.relevant_from"),
+        ("data", {"relevant_from": 3, "found_only": True}, "set data.found_only=false"),
         ("data", {"split": "dev"}, "no split 'dev'; the splits are train"),
         ("data", {"candidates": "no-such.trec"}, "candidates='no-such.trec': no such file"),
         ("prompt", {"max_length": 30}, "leaves no room"),
@@ -200,6 +201,28 @@ def test_bad_input_is_refused_before_any_work(
     assert told in str(caught.value)
     # A folder that the refused run had claimed would refuse the mended configuration.
     assert not (tmp_path / "run").exists()
+
+
+def test_the_selection_of_examples_reaches_both_stages(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stage(name: str) -> Any:
+        def skip(config: Any, decoder: Any, params: Any, prompt: Any, examples: Any, *rest: Any) -> Any:
+            seen[name] = examples
+            return params
+
+        return skip
+
+    for name in STAGES:
+        monkeypatch.setattr(f"prorank_jax.train.train_{name}", stage(name))
+    tree = settings(tiny_model, tiny_collection)
+    tree["data"] |= {"relevant_from": 2, "found_only": True, "random_negatives": 0.5}
+    train(parse_config(tree), tmp_path / "run")
+    for name in STAGES:
+        assert seen[name].random_negatives == 0.5
+        assert {grade for query in seen[name].judged for grade in query.grades} == {2}
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
