@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from small_decoder import random_params, small_config
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prorank_jax.config import WarmupConfig
 from prorank_jax.data.loader import PairBatch
-from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.prefix import prefill
 from prorank_jax.warmup.probe import answer_rates
@@ -26,30 +27,11 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCABULARY = 5
 ZERO, ONE, END = 0, 1, 2
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
-DECODER = Decoder(
-    DecoderConfig(
-        vocabulary=VOCABULARY,
-        width=16,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_size=4,
-        mlp_width=24,
-        rope_theta=1e4,
-        norm_epsilon=1e-6,
-        qkv_bias=True,
-        tied=False,
-    )
-)
+DECODER = Decoder(small_config(VOCABULARY, tied=False))
 
 
-def random_params(seed, spread=0.25):
-    """Parameters far enough from zero that every token matters; norms around 1."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(DECODER.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", spread, leaf.shape), jnp.float32), shapes
-    )
+def params_of(seed, spread=0.25):
+    return random_params(DECODER, seed, spread)
 
 
 def random_prompts(seed, lengths, vocabulary=VOCABULARY):
@@ -133,7 +115,7 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
         advantage=advantage,
         rewards=weights,
     )
-    params, reference = random_params(11), random_params(50)
+    params, reference = params_of(11), params_of(50)
     tokens, lengths = random_prompts(0, [6, 3, 1, 5])
     labels = np.array([0, 1, 1, 0], np.int32)
     keys = jax.random.split(jax.random.key(7), P)
@@ -199,9 +181,7 @@ def draw(params, tokens, lengths, keys, G=6, T=4, temperature=1.0, decoder=DECOD
 
 def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
     tokens, lengths = random_prompts(0, [4, 7, 2, 6])
-    completions, mask = map(
-        np.asarray, draw(random_params(11), tokens, lengths, jax.random.split(jax.random.key(0), 4))
-    )
+    completions, mask = map(np.asarray, draw(params_of(11), tokens, lengths, jax.random.split(jax.random.key(0), 4)))
     assert completions.shape == mask.shape == (4, 6, 4)
     seen = set()
     for completion, kept in zip(completions.reshape(-1, 4), mask.reshape(-1, 4), strict=True):
@@ -215,7 +195,7 @@ def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
 
 def test_completions_follow_from_the_keys():
     tokens, lengths = random_prompts(0, [4, 7, 2, 6])
-    params = random_params(11)
+    params = params_of(11)
     first, again, other = (
         np.asarray(draw(params, tokens, lengths, jax.random.split(jax.random.key(seed), 4)).tokens_PxGxT)
         for seed in (0, 0, 1)
@@ -227,7 +207,7 @@ def test_completions_follow_from_the_keys():
 
 
 def test_a_prompts_completions_do_not_depend_on_its_batch():
-    params = random_params(11)
+    params = params_of(11)
     tokens, lengths = random_prompts(0, [4, 7, 2, 6])
     keys = jax.random.split(jax.random.key(0), 4)
     together = draw(params, tokens, lengths, keys)
@@ -267,7 +247,7 @@ class Scripted(Decoder):
 def test_sampling_stops_when_all_have_ended(ends, passes, length):
     decoder = Scripted(DECODER.config, ends=ends)
     tokens, lengths = random_prompts(0, [4, 7])
-    rollout = draw(random_params(11), tokens, lengths, jax.random.split(jax.random.key(0), 2), T=8, decoder=decoder)
+    rollout = draw(params_of(11), tokens, lengths, jax.random.split(jax.random.key(0), 2), T=8, decoder=decoder)
     jax.effects_barrier()
     assert len(decoder.calls) == passes
     np.testing.assert_array_equal(rollout.mask_PxGxT.sum(axis=2), length)
@@ -286,7 +266,7 @@ class Recording(Decoder):
 
 
 def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence():
-    params = random_params(11)
+    params = params_of(11)
     tokens, lengths = random_prompts(0, [4, 7, 1, 6])
     decoder = Recording(DECODER.config)
     rollout = draw(params, tokens, lengths, jax.random.split(jax.random.key(0), 4), T=5, decoder=decoder)
@@ -309,7 +289,7 @@ def chi_square(counts, probabilities):
 
 def test_the_first_two_tokens_follow_the_models_distribution():
     P, G, temperature = 2000, 10, 0.7
-    params = random_params(11, 0.15)
+    params = params_of(11, 0.15)
     prompt, length = random_prompts(3, [5])
     rows, starts = whole_sequences(prompt, length, np.array([[[x, 0] for x in range(VOCABULARY)]], np.int32))
     exact = np.exp(plain_log_probs(params, rows, starts, np.zeros((1, VOCABULARY, 2), int), temperature)[0]).astype(
@@ -349,7 +329,7 @@ def test_answer_rates_are_the_models_probabilities():
         max_length=8,
         encode_batch=lambda pairs: [tokens[int(query), : lengths[int(query)]].tolist() for query, _ in pairs],
     )
-    params = random_params(11)
+    params = params_of(11)
     pairs = [(str(p), "") for p in range(70)]
     rates = answer_rates(DECODER, params, prompt, pairs, labels, samples=100, max_new_tokens=3, seed=1)
 

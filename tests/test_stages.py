@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh
+from small_decoder import random_params, small_config
 
 from prorank_jax.config import MeshConfig, OptimizerConfig, ScoreConfig, WarmupConfig
 from prorank_jax.data.loader import GroupBatch, PairBatch
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import causal_mask
-from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.model.decoder import Decoder
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_rows
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.scoring import stage as scoring
@@ -28,20 +29,7 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCABULARY = 6
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
-CONFIG = DecoderConfig(
-    vocabulary=VOCABULARY,
-    width=16,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_size=4,
-    mlp_width=24,
-    rope_theta=1e4,
-    norm_epsilon=1e-6,
-    qkv_bias=True,
-    tied=True,
-)
-DECODER = Decoder(CONFIG)
+DECODER = Decoder(small_config(VOCABULARY, tied=True))
 MESHES = [(8, 1), (2, 4), (1, 8)]
 
 
@@ -52,12 +40,7 @@ def mesh_of(data, fsdp):
 
 @cache
 def base_params():
-    """Parameters far enough from zero that every token matters; norms around 1."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(DECODER.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", 0.2, leaf.shape), jnp.float32), shapes
-    )
+    return random_params(DECODER, 0, 0.2)
 
 
 def momentum(learning_rate):
@@ -262,7 +245,7 @@ def test_what_score_learning_reports(monkeypatch):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
-    decoder = Decoder(CONFIG, jnp.dtype("bfloat16"), remat)
+    decoder = Decoder(DECODER.config, jnp.dtype("bfloat16"), remat)
     params, keys = base_params(), jax.random.split(jax.random.key(0), 8)
     losses: list[tuple[Any, tuple[Any, ...]]] = [
         (warmup.make_loss(decoder, PROMPT, WARMUP), (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
@@ -278,7 +261,7 @@ def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
 
 def test_matrices_are_split_over_fsdp_and_norms_and_biases_are_whole():
     mesh = mesh_of(2, 4)
-    untied = Decoder(DecoderConfig(**(CONFIG.__dict__ | {"tied": False})))
+    untied = Decoder(small_config(VOCABULARY, tied=False))
 
     def state(key):
         params = untied.init(key)

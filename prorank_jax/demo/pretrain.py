@@ -334,7 +334,7 @@ def _word(rng: np.random.Generator, known: Sequence[str]) -> str:
         words = content_words(excerpt(rng, 12))
     if not words:
         words = [coin(rng)]
-    return words[rng.integers(len(words))]
+    return words[int(rng.integers(len(words)))]
 
 
 def _rewrite(rng: np.random.Generator, word: str) -> str:
