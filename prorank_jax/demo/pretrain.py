@@ -1,4 +1,4 @@
-"""How the tiny base model is made: `python -m prorank_jax.demo.pretrain --out FOLDER` (50 minutes on 2 cores).
+"""How the tiny base model is made: `python -m prorank_jax.demo.pretrain --out FOLDER` (an hour on 2 cores).
 
 A byte-level BPE tokenizer and a Qwen2-architecture decoder of seven hundred thousand parameters, trained as a
 language model on text of the generated world and on short dialogues about it. The towns are its own: no query,
