@@ -5,7 +5,7 @@ batch is a window of the stream, `f(seed, step)`, and any step can be computed a
 
 A *positive* is a document judged relevant. Every other document is labelled 0, and hard negatives are drawn from
 those among the query's first-stage candidates. They may hold relevant documents that nobody judged, but never
-a judged one, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
+one judged relevant, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Plain English for the tiny base model: Python's own help texts, and coined words that look English.
 
-The help texts come with every Python (`pydoc_data.topics`), so nothing is downloaded or kept here. They have few
-distinct words; coined ones in their place are endless, so that a model has to compare words letter by letter
-and not remember them.
+The help texts come with every Python (`pydoc_data.topics`), so nothing is downloaded or kept here; those of another
+version differ a little, and so does what is made of them. They have few distinct words; coined ones in their
+place are endless, so that a model has to compare words letter by letter and not remember them.
 """
 
 import re
