@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from prorank_jax.demo import english, pretrain, world
-from prorank_jax.demo.pretrain import LENGTH, LESSONS, ORDER, Segments
+from prorank_jax.demo import english, lessons, pretrain, world
+from prorank_jax.demo.lessons import LESSONS, Segments
+from prorank_jax.demo.pretrain import LENGTH, ORDER
 from prorank_jax.demo.world import QUALITIES, SPLITS, TOPICS, Aspect, town_name
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import load_tokenizer
@@ -36,7 +37,7 @@ def plain(text: Segments) -> str:
 def test_a_lineup_quotes_what_means_the_same_or_says_that_nothing_does() -> None:
     answers = []
     for seed in range(40):
-        (told, _), *exchanges, _ = pretrain.lineup(np.random.default_rng(seed))
+        (told, _), *exchanges, _ = lessons.lineup(np.random.default_rng(seed))
         assert isinstance(told, str)
         held = {meaning(sentence.removeprefix("It ").rstrip(".\n")) for sentence in told.split(". ")}
         assert len(held) == 4
@@ -56,7 +57,7 @@ def words(text: str) -> set[str]:
 
 def test_an_echo_repeats_what_was_said() -> None:
     for seed in range(20):
-        (told, _), *phrases, _ = pretrain.echo(np.random.default_rng(seed), longest=12)
+        (told, _), *phrases, _ = lessons.echo(np.random.default_rng(seed), longest=12)
         assert isinstance(told, str) and len(told.split()) <= 12
         for (first, _), (rest, weight) in zip(phrases[::2], phrases[1::2], strict=True):
             assert f" {first}{rest}".rstrip("\n") + " " in f" {told.strip()} " and weight == 1.0
@@ -65,7 +66,7 @@ def test_an_echo_repeats_what_was_said() -> None:
 def test_a_passage_quotes_the_words_that_it_has() -> None:
     answers = []
     for seed in range(40):
-        (told, _), *exchanges, _ = pretrain.passage(np.random.default_rng(seed), longest=30)
+        (told, _), *exchanges, _ = lessons.passage(np.random.default_rng(seed), longest=30)
         assert isinstance(told, str)
         for (question, _), (answer, weight) in zip(exchanges[::2], exchanges[1::2], strict=True):
             assert isinstance(question, str) and isinstance(answer, str) and weight == 1.0
@@ -81,7 +82,7 @@ def test_a_passage_quotes_the_words_that_it_has() -> None:
 def test_a_search_is_answered_with_the_words_that_the_document_has() -> None:
     answers = []
     for seed in range(100):
-        (pair, _), (answer, weight) = pretrain.search(np.random.default_rng(seed), longest=40, digits=0.0)
+        (pair, _), (answer, weight) = lessons.search(np.random.default_rng(seed), longest=40, digits=0.0)
         assert isinstance(pair, tuple) and isinstance(answer, str) and weight == 1.0
         query, document = pair
         held = words(query) & words(document)
@@ -106,16 +107,16 @@ def test_a_verdict_says_how_many_wishes_are_fulfilled_or_which() -> None:
     rng = np.random.default_rng(0)
     cold, rude = (Aspect(topic, *item) for topic, item in (("weather", ("cold", "a")), ("welcome", ("rude", "b"))))
     told = [Aspect("weather", "cold", "sees frost each morning"), Aspect("welcome", "kind", "feels like home")]
-    assert pretrain._verdict(rng, (cold, rude), told, in_words=0.0) == "sees frost each morning"
-    assert pretrain._verdict(rng, (rude,), told, in_words=0.0) == "nothing"
-    said = {pretrain._verdict(rng, (cold, rude), told, in_words=1.0) for _ in range(50)}
+    assert lessons._verdict(rng, (cold, rude), told, in_words=0.0) == "sees frost each morning"
+    assert lessons._verdict(rng, (rude,), told, in_words=0.0) == "nothing"
+    said = {lessons._verdict(rng, (cold, rude), told, in_words=1.0) for _ in range(50)}
     assert said == {"partly", "one of them", "half"}
 
 
 def test_no_lesson_is_of_a_town_of_a_split() -> None:
     of_splits = {town_name(number) for number in range(sum(SPLITS.values()))}
     for lesson in range(len(LESSONS)):
-        for text in itertools.islice(pretrain.texts(0, lesson), 1500):
+        for text in itertools.islice(lessons.texts(0, lesson), 1500):
             said = plain(text)
             assert not any(name in said for name in of_splits)
 
@@ -123,15 +124,15 @@ def test_no_lesson_is_of_a_town_of_a_split() -> None:
 def test_nothing_fits_in_another_town() -> None:
     near, far = world.towns(seed=1, count=2, first=500)
     rng = np.random.default_rng(0)
-    said = {pretrain.request(rng, near, far.places, digits=0.0)[1][0] for _ in range(60)}
-    assert said == {f"{answer}<|im_end|>\n" for answer in ("nothing", *pretrain.BY_GRADE[0])}
-    said = {pretrain.request(rng, near, near.places, digits=0.0)[1][0] for _ in range(60)}
-    assert {f"{answers[0]}<|im_end|>\n" for answers in pretrain.BY_GRADE} <= said
+    said = {lessons.request(rng, near, far.places, digits=0.0)[1][0] for _ in range(60)}
+    assert said == {f"{answer}<|im_end|>\n" for answer in ("nothing", *lessons.BY_GRADE[0])}
+    said = {lessons.request(rng, near, near.places, digits=0.0)[1][0] for _ in range(60)}
+    assert {f"{answers[0]}<|im_end|>\n" for answers in lessons.BY_GRADE} <= said
 
 
 def test_digits_say_nothing_about_relevance() -> None:
     digits = []
-    for text in itertools.islice(pretrain.texts(0, len(LESSONS) - 1), 3000):
+    for text in itertools.islice(lessons.texts(0, len(LESSONS) - 1), 3000):
         (prompt, _), *_, (answer, _) = text
         if isinstance(prompt, tuple) and isinstance(answer, str) and answer[0] in "01":
             digits.append(answer[0] == "1")
@@ -152,7 +153,7 @@ def test_a_packed_text_sees_itself_alone() -> None:
 def test_pretraining_writes_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [
         course._replace(lessons=tuple(lesson._replace(steps=1) for lesson in course.lessons))
-        for course in pretrain.COURSES
+        for course in lessons.COURSES
     ]
     monkeypatch.setattr(pretrain, "COURSES", short)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a number to an integer array
