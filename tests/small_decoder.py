@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prorank_jax.model.attention import Rope
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 
 
@@ -17,8 +18,9 @@ def small_config(vocabulary: int, tied: bool) -> DecoderConfig:
         kv_heads=2,
         head_size=4,
         mlp_width=24,
-        rope_theta=1e4,
+        rope=Rope(),
         norm_epsilon=1e-6,
+        query_scale=0.5,
         qkv_bias=True,
         tied=tied,
     )

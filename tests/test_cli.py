@@ -178,7 +178,7 @@ def test_a_workdir_of_another_configuration(refused: Callable[..., str], config:
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
             "config.json: model_type='bert' is not supported; use a model of one of: qwen2",
         ),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors; a model folder"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "not readable as safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     ],

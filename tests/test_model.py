@@ -1,213 +1,114 @@
-"""The decoder against torch's own implementation and against a published reference run."""
+"""The decoder: a published reference run, decoding from a cache, and compilation that does not grow with depth."""
 
 import json
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from small_decoder import random_params, small_config
 
-from prorank_jax.errors import InputError
-from prorank_jax.model.attention import causal_mask
+from prorank_jax.model.attention import Rope, causal_mask
 from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
-from prorank_jax.model.families import decoder_config
-from prorank_jax.model.hf import load_pretrained, save_pretrained
+from prorank_jax.model.hf import load_pretrained
 
-
-def write_qwen(folder, **changes):
-    sizes = {
-        "vocab_size": 211,
-        "hidden_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "intermediate_size": 72,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-    }
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**(sizes | changes))).eval()
-    with torch.no_grad():  # biases and norms start at 0 and 1, which would hide a swapped or dropped one
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-            else:
-                parameter.mul_(4.0)
-    model.save_pretrained(folder)
-    return model
-
-
-def our_logits(pretrained, tokens, positions, mask):
-    decoder = Decoder(pretrained.config)
-    hidden, _ = decoder.forward(pretrained.params, tokens, positions, mask)
-    return np.asarray(decoder.unembed(pretrained.params, hidden))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"tie_word_embeddings": False, "num_key_value_heads": 1},
-        {"num_key_value_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    ],
+PLAIN = small_config(97, tied=True)
+GEMMA = DecoderConfig(
+    vocabulary=97,
+    width=16,
+    layers=4,
+    heads=4,
+    kv_heads=1,
+    head_size=6,
+    mlp_width=24,
+    rope=Rope(1e6),
+    norm_epsilon=1e-6,
+    query_scale=0.4,
+    tied=False,
+    qk_norm=True,
+    centred_norms=True,
+    post_norms=True,
+    activation="gelu_tanh",
+    embedding_scale=4.0,
+    attention_cap=50.0,
+    logit_cap=30.0,
+    sliding=(True, True, False, True),
+    window=4,
+    sliding_rope=Rope(1e4),
 )
-def test_logits_equal_torch_at_600_tokens_with_padding_on_either_side(tmp_path, changes):
-    model = write_qwen(tmp_path, **changes)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 211, (2, 600))
-    right = np.arange(600)[None] < np.array([[600], [523]])
-    for real in (right, right[:, ::-1]):
-        with torch.no_grad():
-            position_ids = torch.from_numpy((np.cumsum(real, 1) - 1).clip(0))
-            want = model(
-                torch.from_numpy(tokens), attention_mask=torch.from_numpy(real.copy()), position_ids=position_ids
-            ).logits.numpy()
-        causal = np.tril(np.ones((600, 600), bool))
-        got = our_logits(
-            load_pretrained(tmp_path),
-            jnp.asarray(tokens, jnp.int32),
-            jnp.asarray(position_ids.numpy(), jnp.int32),
-            jnp.asarray(causal[None] & real[:, None, :]),
-        )
-        assert np.abs(want).max() > 1
-        assert np.abs(got - want)[real].max() < 1e-4
 
 
-def test_export_gives_back_the_imported_tensors_bit_for_bit(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "out").mkdir()
-    write_qwen(tmp_path / "in", tie_word_embeddings=False)
-    pretrained = load_pretrained(tmp_path / "in")
-    save_pretrained(tmp_path / "out", pretrained.params, pretrained.config, pretrained.hf_config)
-    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("in", "out"))
-    assert before.keys() == after.keys()
-    for name in before:
-        np.testing.assert_array_equal(before[name], after[name])
-    model = Qwen2ForCausalLM.from_pretrained(tmp_path / "out")
-    assert model.config.tie_word_embeddings is False
-
-
-def test_bfloat16_weights_are_read_exactly(tmp_path):
-    model = write_qwen(tmp_path)
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    want = model.model.embed_tokens.weight.detach().float().numpy()
-    np.testing.assert_array_equal(load_pretrained(tmp_path).params["embedding"], want)
-
-
-def test_stories260k_reproduces_its_reference_run(shared):
+def test_stories260k_reproduces_its_reference_run(shared: Path) -> None:
     folder = shared / "models" / "stories260K"
     reference = json.loads((folder / "reference.json").read_text())
     ids = jnp.asarray([reference["ids"]], jnp.int32)
     length = ids.shape[1]
     pretrained = load_pretrained(folder)
-    logits = our_logits(pretrained, ids, jnp.arange(length)[None], causal_mask(jnp.array([length]), length))
-    log_probs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits[0]), axis=-1))
+    decoder = Decoder(pretrained.config)
+    mask = causal_mask(jnp.array([length]), length)
+    hidden, _ = decoder.forward(pretrained.params, ids, jnp.arange(length)[None], mask)
+    logits = decoder.unembed(pretrained.params, hidden)[0]
+    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     nll = -log_probs[np.arange(length - 1), np.asarray(ids)[0, 1:]].mean()
     assert abs(nll - 0.413031) < 1e-5
+    assert np.abs(np.asarray(logits[-1]) - reference["last_logits"]).max() < 1e-4
 
 
-def test_cached_decoding_equals_the_full_forward():
-    config = DecoderConfig(97, 32, 2, 4, 2, 8, 48, 1e4, 1e-6, qkv_bias=True, tied=True)
+@pytest.mark.parametrize("config", [PLAIN, GEMMA], ids=["plain", "sliding windows"])
+def test_prefill_and_cached_decoding_of_several_tokens_equal_the_full_forward(config: DecoderConfig) -> None:
+    """Right-padded prompts of 9 and 6 tokens, then 2 and 3 tokens more, in segments that hold padding in between."""
     decoder = Decoder(config)
-    params = jax.tree.map(lambda x: x * 8.0, decoder.init(jax.random.key(0)))
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 97)
-    positions = jnp.tile(jnp.arange(9), (2, 1))
-    mask = causal_mask(jnp.array([9, 9]), 9)
-    full, kv = decoder.forward(params, tokens, positions, mask)
-    _, prefix = decoder.forward(params, tokens[:, :5], positions[:, :5], mask[:, :5, :5])
-    _, middle = decoder.forward(params, tokens[:, 5:7], positions[:, 5:7], mask[:, 5:7, :7], (prefix,))
-    last, _ = decoder.forward(params, tokens[:, 7:], positions[:, 7:], mask[:, 7:], (prefix, middle))
-    np.testing.assert_allclose(last, full[:, 7:], atol=1e-5)
-    np.testing.assert_allclose(middle.keys, kv.keys[:, :, 5:7], atol=1e-5)
-    assert isinstance(middle, KeyValues)
+    params = random_params(decoder, seed=0, spread=0.5)
+    if config.centred_norms:
+        params = jax.tree_util.tree_map_with_path(lambda path, x: x - 1.0 if path[-1].key == "scale" else x, params)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 97, length + 5) for length in (9, 6)]
+    full = []
+    for ids in rows:
+        tokens, L = jnp.asarray(ids[None]), len(ids)
+        hidden, _ = decoder.forward(params, tokens, jnp.arange(L)[None], causal_mask(jnp.array([L]), L))
+        full.append(np.asarray(decoder.unembed(params, hidden))[0])
+
+    lengths = jnp.array([9, 6])
+    prompt = jnp.asarray(np.stack([rows[0][:9], np.pad(rows[1][:6], (0, 3))]))
+    hidden, prefix = decoder.forward(params, prompt, jnp.tile(jnp.arange(9), (2, 1)), causal_mask(lengths, 9))
+    logits = np.asarray(decoder.unembed(params, hidden))
+    np.testing.assert_allclose(logits[0], full[0][:9], atol=1e-4)
+    np.testing.assert_allclose(logits[1, :6], full[1][:6], atol=1e-4)
+
+    segments: tuple[KeyValues, ...] = (prefix,)
+    seen = np.arange(9)[None] < np.asarray(lengths)[:, None]
+    for start, count in ((0, 2), (2, 3)):
+        tokens = jnp.asarray(np.stack([rows[row][n + start : n + start + count] for row, n in ((0, 9), (1, 6))]))
+        positions = lengths[:, None] + jnp.arange(start, start + count)[None]
+        causal = np.broadcast_to(np.tril(np.ones((count, count), bool)), (2, count, count))
+        earlier = np.broadcast_to(seen[:, None], (2, count, seen.shape[1]))
+        mask = jnp.asarray(np.concatenate([earlier, causal], axis=2))
+        hidden, own = decoder.forward(params, tokens, positions, mask, segments)
+        logits = np.asarray(decoder.unembed(params, hidden))
+        for row, n in ((0, 9), (1, 6)):
+            np.testing.assert_allclose(logits[row], full[row][n + start : n + start + count], atol=1e-4)
+        segments = (*segments, own)
+        seen = np.concatenate([seen, np.ones((2, count), bool)], axis=1)
 
 
-def test_a_published_config_gives_the_published_number_of_parameters():
-    config = decoder_config(
-        {
-            "model_type": "qwen2",
-            "vocab_size": 151_936,
-            "hidden_size": 896,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "intermediate_size": 4864,
-            "rope_theta": 1e6,
-            "tie_word_embeddings": True,
-        },
-        "Qwen2.5-0.5B",
-    )
-    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) == 494_032_768
+def test_compile_time_does_not_grow_with_depth() -> None:
+    def seconds(layers: int) -> float:
+        sliding = tuple(layer % 2 == 0 for layer in range(layers))
+        decoder = Decoder(DecoderConfig(**(vars(GEMMA) | {"layers": layers, "sliding": sliding})))
+        params = jax.eval_shape(decoder.init, jax.random.key(0))
+        tokens, mask = jnp.zeros((2, 32), jnp.int32), jnp.ones((2, 32, 32), bool)
+        lowered = jax.jit(decoder.forward).lower(params, tokens, tokens, mask)
+        start = time.perf_counter()
+        lowered.compile()
+        return time.perf_counter() - start
 
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "bert"}, "model_type='bert' is not supported; use a model of one of: qwen2, llama"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling='yarn' is not supported; only 'default' is"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
-        ({"num_key_value_heads": 4}, "num_attention_heads=6 is not a multiple of num_key_value_heads=4"),
-        ({"intermediate_size": 80}, "tensor model.layers.0.mlp.down_proj.weight has shape (48, 72)"),
-        ({"num_hidden_layers": 4}, "12 tensors are missing, the first is model.layers.3."),
-        ({"num_hidden_layers": 2}, "is unknown to this family"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused_by_name(tmp_path, change, message):
-    write_qwen(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError) as error:
-        load_pretrained(tmp_path)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_damaged_weights_are_refused(tmp_path):
-    write_qwen(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    save_file(tensors | {"model.norm.weight": np.full(48, np.nan, np.float32)}, file)
-    with pytest.raises(InputError, match=r"model\.norm\.weight holds values that are not finite"):
-        load_pretrained(tmp_path)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="not readable as safetensors"):
-        load_pretrained(tmp_path)
-    file.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="a pickle, which can run code"):
-        load_pretrained(tmp_path)
-
-
-def test_large_weights_are_sharded_and_only_what_the_index_names_is_read(tmp_path, monkeypatch):
-    (tmp_path / "in").mkdir()
-    out = tmp_path / "out"
-    out.mkdir()
-    write_qwen(tmp_path / "in")
-    pretrained = load_pretrained(tmp_path / "in")
-    monkeypatch.setattr("prorank_jax.model.hf.SHARD_BYTES", 100_000)
-    save_pretrained(out, pretrained.params, pretrained.config, pretrained.hf_config)
-    shards = sorted(out.glob("*.safetensors"))
-    assert len(shards) > 1
-    save_file({"stray": np.zeros(3, np.float32)}, out / "consolidated.safetensors")
-
-    again = load_pretrained(out)
-    jax.tree.map(np.testing.assert_array_equal, again.params, pretrained.params)
-    theirs = Qwen2ForCausalLM.from_pretrained(out)
-    np.testing.assert_array_equal(theirs.model.norm.weight.detach().numpy(), pretrained.params["final_norm"]["scale"])
-
-    shards[0].unlink()
-    with pytest.raises(InputError, match=f"{shards[0].name}: missing, and named by model.safetensors.index.json"):
-        load_pretrained(out)
-    (out / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(InputError, match="not an index of weights"):
-        load_pretrained(out)
-
-
-def test_a_source_that_is_neither_folder_nor_reachable_hub_id_is_refused():
-    with pytest.raises(InputError, match="no such model folder"):
-        load_pretrained("./nowhere")
-    with pytest.raises(InputError, match="the hub did not give it"):
-        load_pretrained("nobody/nothing")
+    seconds(2)
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        shallow, deep = (min(seconds(layers) for _ in range(5)) for layers in (4, 24))
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert deep < 1.2 * shallow

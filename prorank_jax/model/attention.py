@@ -6,16 +6,41 @@ of completions shares is read where it lies.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def rotary_angles(positions_BxL: Array, head_size: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine, each float32 [B, L, H/2], of rotary position embedding (arXiv 2104.09864)."""
-    frequency = 1.0 / theta ** (jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle = positions_BxL.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
+class Rope(NamedTuple):
+    """Rotary position embedding (arXiv 2104.09864): its base, and how long contexts are scaled."""
+
+    theta: float = 10_000.0
+    factor: float = 1.0
+    """Divides the frequencies: all of them (linear scaling, arXiv 2306.15595), or as `llama3` says."""
+    llama3: tuple[float, float, float] | None = None
+    """Llama 3.1's `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings`."""
+
+
+def rotary_frequencies(rope: Rope, head_size: int) -> Array:
+    """Radians per position, float32 [H/2], of each pair of coordinates.
+
+    Llama 3.1 leaves wavelengths under `original / high` as they are, divides the frequencies of those over
+    `original / low` by `factor`, and goes linearly from one to the other between (arXiv 2407.21783, section 3.4.2).
+    """
+    frequency = 1.0 / rope.theta ** (jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    if rope.llama3 is None:
+        return frequency / rope.factor
+    low, high, original = rope.llama3
+    turns = original * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (kept + (1 - kept) / rope.factor)
+
+
+def rotary_angles(positions_BxL: Array, head_size: int, rope: Rope) -> tuple[Array, Array]:
+    """Cosine and sine of each position's angles, each float32 [B, L, H/2]."""
+    angle = positions_BxL.astype(jnp.float32)[:, :, None] * rotary_frequencies(rope, head_size)[None, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -26,24 +51,33 @@ def rotate(x_BxLxNxH: Array, angles: tuple[Array, Array]) -> Array:
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BxLxNxH.dtype)
 
 
-def attend(query_BxLxNxH: Array, keys: Sequence[Array], values: Sequence[Array], mask_BxLxS: Array) -> Array:
+def attend(
+    query_BxLxNxH: Array,
+    keys: Sequence[Array],
+    values: Sequence[Array],
+    mask_BxLxS: Array,
+    scale: float,
+    cap: float | None = None,
+) -> Array:
     """Scaled dot-product attention with grouped heads, softmax in float32.
 
     Args:
       query_BxLxNxH: N query heads; each group of N/K of them shares one key-value head.
       keys, values: segments [B, S_i, K, H].
       mask_BxLxS: bool; True where a query may look. S is the sum of all S_i, in order.
+      scale: what the dot products are multiplied by, usually H**-0.5.
+      cap: bounds the scaled products to (-cap, cap) (see `soft_cap`).
 
     Returns:
       [B, L, N, H] in the dtype of the values.
     """
     B, L, N, H = query_BxLxNxH.shape
     K = keys[0].shape[2]
-    query = (query_BxLxNxH * H**-0.5).reshape(B, L, K, N // K, H)
+    query = (query_BxLxNxH * scale).reshape(B, L, K, N // K, H)
     logits = jnp.concatenate(
         [jnp.einsum("blkgh,bskh->bkgls", query, key, preferred_element_type=jnp.float32) for key in keys], axis=-1
     )
-    logits = jnp.where(mask_BxLxS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    logits = jnp.where(mask_BxLxS[:, None, None], soft_cap(logits, cap), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(values[0].dtype)
     out, start = jnp.zeros_like(query), 0
     for value in values:
@@ -51,6 +85,20 @@ def attend(query_BxLxNxH: Array, keys: Sequence[Array], values: Sequence[Array],
         out += jnp.einsum("bkgls,bskh->blkgh", weights[..., start:stop], value)
         start = stop
     return out.reshape(B, L, N, H)
+
+
+def soft_cap(logits: Array, cap: float | None) -> Array:
+    """`cap * tanh(logits / cap)` (Gemma 2, arXiv 2408.00118); None leaves the logits as they are."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def within_window(positions_BxL: Array, key_positions_BxS: Array, window: int) -> Array:
+    """Mask [B, L, S] of a sliding window: a token sees itself and the `window - 1` positions before it.
+
+    Positions 0 to 3, window 2: `[[[1, ?, ?, ?], [1, 1, ?, ?], [0, 1, 1, ?], [0, 0, 1, 1]]]`; what is marked `?`
+    lies ahead, and is the causal mask's to hide.
+    """
+    return positions_BxL[:, :, None] - key_positions_BxS[:, None, :] < window
 
 
 def causal_mask(lengths_B: Array, length: int) -> Array:

@@ -10,15 +10,18 @@ tokens, and what becomes of them (kept as a prefix, written to a buffer, dropped
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from prorank_jax.model.attention import attend, rotary_angles, rotate
+from prorank_jax.model.attention import Rope, attend, rotary_angles, rotate, soft_cap, within_window
 
 Params = dict[str, Any]
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
+"""What the gate of the mlp goes through; Flax's gelu is the tanh approximation."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +35,74 @@ class DecoderConfig:
     kv_heads: int
     head_size: int
     mlp_width: int
-    rope_theta: float
+    rope: Rope
     norm_epsilon: float
-    qkv_bias: bool
+    query_scale: float
+    """What dot products of queries and keys are multiplied by."""
     tied: bool
     """The unembedding is the embedding table."""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    """Each head's query and key are normalised before they are rotated."""
+    centred_norms: bool = False
+    """A norm's scale is stored as its difference from 1."""
+    post_norms: bool = False
+    """What attention and mlp give is normalised before it is added to the residual stream."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embedding_scale: float = 1.0
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    sliding: tuple[bool, ...] = ()
+    """For each layer, whether it sees a sliding window only; empty where none does."""
+    window: int = 0
+    """Positions that a sliding layer sees, its own included."""
+    sliding_rope: Rope = Rope()
+    """The rotary embedding of sliding layers; `rope` is that of the others."""
+    max_positions: int = 2**31 - 1
+    """Tokens of a sequence that the model was made for; changes no logit."""
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of all layers, each [layers, B, L, K, H]."""
+    """Tokens as later ones attend to them: keys and values of all layers, each [layers, B, L, K, H], and positions."""
 
     keys: Array
     values: Array
+    positions_BxL: Array
+
+    def write(self, tokens: "KeyValues", start: Array) -> "KeyValues":
+        """This buffer with `tokens` in its slots from `start` on."""
+        return KeyValues(
+            lax.dynamic_update_slice_in_dim(self.keys, tokens.keys, start, axis=2),
+            lax.dynamic_update_slice_in_dim(self.values, tokens.values, start, axis=2),
+            lax.dynamic_update_slice_in_dim(self.positions_BxL, tokens.positions_BxL, start, axis=1),
+        )
+
+
+class View(NamedTuple):
+    """What a layer knows of positions: angles [B, L, H/2] of its tokens, and the mask [B, L, S] of whom they see."""
+
+    angles: tuple[Array, Array]
+    mask_BxLxS: Array
+
+
+LayerCache = tuple[tuple[Array, Array], ...]
+"""Keys and values of one layer, segment by segment."""
 
 
 class RmsNorm(nn.Module):
-    """Root mean square normalisation (arXiv 1910.07467) in float32, whatever the compute dtype."""
+    """Root mean square normalisation (arXiv 1910.07467) of the last axis in float32, whatever the compute dtype."""
 
-    epsilon: float
+    config: DecoderConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array) -> Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x_BxLxD.shape[-1],))
-        x_BxLxD = x_BxLxD.astype(jnp.float32)
-        inverse = lax.rsqrt(jnp.square(x_BxLxD).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (x_BxLxD * inverse * scale_D[None, None]).astype(self.dtype)
+    def __call__(self, x: Array) -> Array:
+        centred = self.config.centred_norms
+        init = nn.initializers.zeros if centred else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32) + float(centred)
+        x = x.astype(jnp.float32)
+        inverse = lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.config.norm_epsilon)
+        return (x * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -65,18 +110,20 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, x_BxLxD: Array, cache: tuple[KeyValues, ...], angles: tuple[Array, Array], mask_BxLxS: Array
-    ) -> tuple[Array, KeyValues]:
+    def __call__(self, x_BxLxD: Array, cache: LayerCache, view: View) -> tuple[Array, tuple[Array, Array]]:
         c = self.config
 
         def project(name: str, heads: int) -> Array:
             return nn.DenseGeneral((heads, c.head_size), use_bias=c.qkv_bias, dtype=self.dtype, name=name)(x_BxLxD)
 
-        query = rotate(project("query", c.heads), angles)
-        own = KeyValues(rotate(project("key", c.kv_heads), angles), project("value", c.kv_heads))
-        segments = (*cache, own)
-        mixed = attend(query, [kv.keys for kv in segments], [kv.values for kv in segments], mask_BxLxS)
+        query, key, value = project("query", c.heads), project("key", c.kv_heads), project("value", c.kv_heads)
+        if c.qk_norm:
+            query = RmsNorm(c, self.dtype, name="query_norm")(query)
+            key = RmsNorm(c, self.dtype, name="key_norm")(key)
+        own = rotate(key, view.angles), value
+        keys, values = zip(*cache, own, strict=True)
+        query = rotate(query, view.angles)
+        mixed = attend(query, keys, values, view.mask_BxLxS, c.query_scale, c.attention_cap)
         output = nn.DenseGeneral(c.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="output")
         return output(mixed), own
 
@@ -90,7 +137,7 @@ class Mlp(nn.Module):
         def dense(name: str, width: int) -> nn.Dense:
             return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
-        gate = nn.silu(dense("gate", self.config.mlp_width)(x_BxLxD))
+        gate = ACTIVATIONS[self.config.activation](dense("gate", self.config.mlp_width)(x_BxLxD))
         return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_BxLxD))
 
 
@@ -100,16 +147,23 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, cache: tuple[KeyValues, ...], angles: tuple[Array, Array], mask_BxLxS: Array
-    ) -> tuple[Array, KeyValues]:
-        def norm(name: str) -> RmsNorm:
-            return RmsNorm(self.config.norm_epsilon, self.dtype, name=name)
+        self, x_BxLxD: Array, cache: LayerCache, sliding: Array, views: tuple[View, ...]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """`views` is what full layers see and, where the decoder has sliding ones, what those see."""
 
-        mixed, own = Attention(self.config, self.dtype, name="attention")(
-            norm("attention_norm")(x_BxLxD), cache, angles, mask_BxLxS
-        )
+        def norm(name: str) -> RmsNorm:
+            return RmsNorm(self.config, self.dtype, name=name)
+
+        view = views[0] if len(views) == 1 else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
+        attention = Attention(self.config, self.dtype, name="attention")
+        mixed, own = attention(norm("attention_norm")(x_BxLxD), cache, view)
+        if self.config.post_norms:
+            mixed = norm("attention_post_norm")(mixed)
         x_BxLxD = x_BxLxD + mixed
-        return x_BxLxD + Mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x_BxLxD)), own
+        mixed = Mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x_BxLxD))
+        if self.config.post_norms:
+            mixed = norm("mlp_post_norm")(mixed)
+        return x_BxLxD + mixed, own
 
 
 class DecoderModule(nn.Module):
@@ -125,23 +179,32 @@ class DecoderModule(nn.Module):
         table_VxD = self.param("embedding", _TABLE, (c.vocabulary, c.width))
         if not c.tied:
             self.param("unembedding", _TABLE, (c.vocabulary, c.width))
-        x_BxLxD = table_VxD[tokens_BxL].astype(self.dtype)
-        angles = rotary_angles(positions_BxL, c.head_size, c.rope_theta)
+        x_BxLxD = table_VxD[tokens_BxL].astype(self.dtype) * jnp.asarray(c.embedding_scale, self.dtype)
+        views: tuple[View, ...] = (View(rotary_angles(positions_BxL, c.head_size, c.rope), mask_BxLxS),)
+        if any(c.sliding):
+            seen = jnp.concatenate([*(segment.positions_BxL for segment in cache), positions_BxL], axis=1)
+            near = mask_BxLxS & within_window(positions_BxL, seen, c.window)
+            views += (View(rotary_angles(positions_BxL, c.head_size, c.sliding_rope), near),)
         # One compiled layer, scanned over stacked parameters: compile time does not grow with depth.
         stack = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=c.layers,
         )
-        x_BxLxD, own = stack(c, self.dtype, name="layers")(x_BxLxD, cache, angles, mask_BxLxS)
-        return RmsNorm(c.norm_epsilon, self.dtype, name="final_norm")(x_BxLxD), own
+        x_BxLxD, own = stack(c, self.dtype, name="layers")(
+            x_BxLxD,
+            tuple((segment.keys, segment.values) for segment in cache),
+            jnp.asarray(c.sliding or (False,) * c.layers),
+            views,
+        )
+        return RmsNorm(c, self.dtype, name="final_norm")(x_BxLxD), KeyValues(*own, positions_BxL)
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder's pure functions. Parameters are a nested dict of float32 arrays, layers stacked.
+    """A decoder's pure functions. Parameters are a nested dict of arrays, layers stacked.
 
     `dtype` is the compute dtype; `remat` recomputes each layer in the backward pass.
     """
@@ -173,8 +236,9 @@ class Decoder:
           params: as from `init`.
           tokens_BxL: token ids.
           positions_BxL: the position of each token in its own sequence.
-          mask_BxLxS: bool, True where a token may look; S counts the cache's segments in order, then L.
-          cache: key-value segments [layers, B, S_i, K, H] of earlier tokens.
+          mask_BxLxS: bool, True where a token may look; S counts the cache's segments in order, then L. Sliding
+            layers see of it what lies within their window, by position.
+          cache: segments of earlier tokens.
         """
         outputs: Any = self._module.apply({"params": params}, tokens_BxL, positions_BxL, mask_BxLxS, cache)
         return outputs
@@ -183,7 +247,8 @@ class Decoder:
         """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows."""
         table = params["embedding" if self.config.tied else "unembedding"]
         rows = table if token_ids is None else table[token_ids]
-        return jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.config.logit_cap)
 
 
 _TABLE = nn.initializers.normal(0.02)

@@ -1,12 +1,125 @@
-"""From a Hugging Face `config.json` to a DecoderConfig, refusing by name what would change the mathematics."""
+"""From a Hugging Face `config.json` to a DecoderConfig: five families, one decoder.
 
+A field that is left out means what Hugging Face takes it to mean, which differs by family. Every field is either read,
+or known to change no logit (`_INERT`), or off (null or false); any other is refused by name, since it may
+ask for mathematics that the decoder does not have.
+"""
+
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from prorank_jax.errors import InputError
+from prorank_jax.model.attention import Rope
 from prorank_jax.model.decoder import DecoderConfig
 
-SUPPORTED = ("qwen2", "llama")
+
+class Family(NamedTuple):
+    """What a `model_type` stands for in Hugging Face's library."""
+
+    causal_lm: str
+    """The architecture of its causal language model, which we read."""
+    classifier: str
+    """The architecture of its sequence classifier, which we can write."""
+    defaults: Mapping[str, Any]
+    """What the fields mean that a file may leave out; these and `_SIZES` are the fields of the family."""
+
+
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_COMMON = {
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "is_causal": True,
+    "head_dim": None,
+    "layer_types": None,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 1.0,
+}
+_QWEN = {
+    **_COMMON,
+    "hidden_act": "silu",
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_GEMMA = {
+    **_COMMON,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "use_bidirectional_attention": False,
+}
+
+FAMILIES = {
+    "qwen2": Family("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", {**_QWEN, "attention_bias": True}),
+    "qwen3": Family("Qwen3ForCausalLM", "Qwen3ForSequenceClassification", {**_QWEN, "head_dim": 128}),
+    "llama": Family(
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        {
+            **_COMMON,
+            "hidden_act": "silu",
+            "num_key_value_heads": None,
+            "max_position_embeddings": 2048,
+            "mlp_bias": False,
+            "rope_interleaved": False,
+        },
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        {
+            **_GEMMA,
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        "Gemma3TextForSequenceClassification",
+        {
+            **_GEMMA,
+            "max_position_embeddings": 131_072,
+            # Hugging Face's Gemma 3 reads this field and caps nothing; so it is not one that we can honour.
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window_pattern": 6,
+            "_sliding_window_pattern": 6,
+        },
+    ),
+}
+
+_ACTIVATIONS: dict[Any, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_INERT = {
+    *("model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
+    *("use_cache", "cache_implementation", "_attn_implementation", "attn_implementation", "pretraining_tp"),
+    # Of training only: a model is evaluated, and trained here, without dropout.
+    *("initializer_range", "attention_dropout", "neftune_noise_alpha", "use_reentrant_checkpointing"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id"),
+    *("return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "tokenizer_class"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+    # Notes that other tools leave behind.
+    *("is_decoder", "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version", "model_name"),
+    *("sentence_transformers", "classifier_from_token", "license", "bad_words_ids"),
+}
+"""Fields that change no logit."""
 
 
 def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
@@ -15,49 +128,210 @@ def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
     Raises:
       InputError: the family is not supported, a field is missing, or a field asks for other mathematics.
     """
-    family = config.get("model_type")
-    if family not in SUPPORTED:
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise InputError(f"{place}: model_type={name!r} is not supported; use a model of one of: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    fields = _Fields(config, family, place)
+    _refuse(fields, family)
+    gemma = name.startswith("gemma")
+    width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    kv_heads = heads if fields["num_key_value_heads"] is None else fields.size("num_key_value_heads")
+    head_size = width // heads if fields["head_dim"] is None else fields.size("head_dim")
+    if heads % kv_heads:
         raise InputError(
-            f"{place}: model_type={family!r} is not supported; use a model of one of: {', '.join(SUPPORTED)}"
+            f"{place}: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}; "
+            "the file does not describe a model"
         )
-    rope = _rope(config)
-    refused = {
-        "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-        "rope_scaling": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        "use_sliding_window": (config.get("use_sliding_window", False), False),
-        "attention_bias": (config.get("attention_bias", False), False),
-        "mlp_bias": (config.get("mlp_bias", False), False),
-    }
-    for field, (value, supported) in refused.items():
-        if value != supported:
-            raise InputError(f"{place}: {field}={value!r} is not supported; only {supported!r} is")
-    try:
-        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        decoder = DecoderConfig(
-            vocabulary=int(config["vocab_size"]),
-            width=width,
-            layers=int(config["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_size=int(config.get("head_dim") or width // heads),
-            mlp_width=int(config["intermediate_size"]),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-            norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-            qkv_bias=family == "qwen2",
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise InputError(f"{place}: field {error} is missing; this is not a complete model folder") from None
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{place}: a size is not a number ({error}); mend the file") from None
-    if decoder.heads % decoder.kv_heads:
-        raise InputError(
-            f"{place}: num_attention_heads={decoder.heads} is not a multiple of "
-            f"num_key_value_heads={decoder.kv_heads}; the file does not describe a model"
-        )
-    return decoder
+    if head_size < 2 or head_size % 2:
+        raise InputError(f"{place}: head_dim={head_size}: rotary embedding needs an even head size; mend the file")
+    layers = fields.size("num_hidden_layers")
+    sliding = _sliding_layers(fields, name, layers)
+    rope, sliding_rope = _ropes(fields, nested=name == "gemma3_text")
+    return DecoderConfig(
+        vocabulary=fields.size("vocab_size"),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        mlp_width=fields.size("intermediate_size"),
+        rope=rope,
+        norm_epsilon=fields.number("rms_norm_eps"),
+        query_scale=(fields.number("query_pre_attn_scalar") if gemma else head_size) ** -0.5,
+        tied=fields.flag("tie_word_embeddings"),
+        qkv_bias=name == "qwen2",
+        qk_norm=name in ("qwen3", "gemma3_text"),
+        centred_norms=gemma,
+        post_norms=gemma,
+        activation=fields.activation(),
+        embedding_scale=math.sqrt(width) if gemma else 1.0,
+        attention_cap=fields.cap("attn_logit_softcapping") if name == "gemma2" else None,
+        logit_cap=fields.cap("final_logit_softcapping") if gemma else None,
+        sliding=sliding if any(sliding) else (),
+        window=fields.size("sliding_window") if any(sliding) else 0,
+        sliding_rope=sliding_rope,
+        max_positions=fields.size("max_position_embeddings"),
+    )
 
 
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    # transformers 5 writes `rope_parameters`; earlier versions wrote `rope_scaling` beside `rope_theta`.
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+class _Fields:
+    """The fields of a file, with its family's defaults for those that it leaves out."""
+
+    def __init__(self, config: Mapping[str, Any], family: Family, place: str):
+        self.config, self.family, self.place = config, family, place
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.config:
+            return self.config[name]
+        if name not in self.family.defaults:
+            raise InputError(f"{self.place}: field {name!r} is missing; this is not a complete model folder")
+        return self.family.defaults[name]
+
+    def number(self, name: str) -> float:
+        """A number above 0."""
+        return _positive(self[name], name, self.place)
+
+    def size(self, name: str) -> int:
+        """A whole number above 0."""
+        value = self.number(name)
+        if value != int(value):
+            raise InputError(f"{self.place}: {name}={self[name]!r} is not a whole number; mend the file")
+        return int(value)
+
+    def cap(self, name: str) -> float | None:
+        return None if self[name] is None else self.number(name)
+
+    def flag(self, name: str) -> bool:
+        if not isinstance(self[name], bool):
+            raise InputError(f"{self.place}: {name}={self[name]!r} is neither true nor false; mend the file")
+        return bool(self[name])
+
+    def activation(self) -> Literal["silu", "gelu_tanh"]:
+        """Gemma's own field comes before the one that its older files have beside it."""
+        name = "hidden_activation" if self.config.get("hidden_activation") else "hidden_act"
+        value = self[name]
+        if value not in _ACTIVATIONS:
+            raise InputError(f"{self.place}: {name}={value!r} is not supported; only {', '.join(_ACTIVATIONS)} are")
+        return _ACTIVATIONS[value]
+
+
+def _positive(value: Any, name: str, place: str) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise InputError(f"{place}: {name}={value!r} is not a number above 0; mend the file")
+    return float(value)
+
+
+def _refuse(fields: _Fields, family: Family) -> None:
+    """Refuses what asks for other mathematics, and what nobody here knows."""
+    config, place, model_type = fields.config, fields.place, fields.config["model_type"]
+    architectures = config.get("architectures")
+    if architectures and architectures != [family.causal_lm]:
+        raise InputError(f"{place}: architectures={architectures} is not supported; only {[family.causal_lm]} is")
+    if config.get("auto_map"):
+        raise InputError(
+            f"{place}: auto_map={_short(config['auto_map'])} asks for code of the folder's own, which is never run; "
+            "use a model without"
+        )
+    for name in ("attention_bias", "is_causal", "mlp_bias", "rope_interleaved", "use_bidirectional_attention"):
+        if name in family.defaults and fields[name] not in (None, family.defaults[name]):
+            supported = family.defaults[name]
+            raise InputError(
+                f"{place}: {name}={fields[name]!r} is not supported for {model_type}; only {supported!r} is"
+            )
+    if model_type == "gemma3_text" and fields["attn_logit_softcapping"] is not None:
+        value = fields["attn_logit_softcapping"]
+        raise InputError(f"{place}: attn_logit_softcapping={value!r} is not supported for gemma3_text; only None is")
+    known = {*_SIZES, *family.defaults, *_INERT, "architectures", "auto_map"}
+    for name, value in config.items():
+        if name not in known and value is not None and value is not False:
+            raise InputError(
+                f"{place}: {name}={_short(value)} is not supported for {model_type}; "
+                "if the model is the same without this field, take it out of a copy of the folder"
+            )
+
+
+def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool, ...]:
+    kinds = {"full_attention": False, "sliding_attention": True}
+    types = fields["layer_types"]
+    if types is not None:
+        unknown = next((kind for kind in types if kind not in kinds), None) if isinstance(types, list) else types
+        if unknown is not None:
+            raise InputError(
+                f"{fields.place}: layer_types names {unknown!r}, which is not supported; only {', '.join(kinds)} are"
+            )
+        if len(types) != layers:
+            raise InputError(
+                f"{fields.place}: layer_types has {len(types)} entries and num_hidden_layers={layers}; mend the file"
+            )
+        return tuple(kinds[kind] for kind in types)
+    if model_type == "gemma2":
+        return tuple(layer % 2 == 0 for layer in range(layers))
+    if model_type == "gemma3_text":
+        written = [name for name in ("sliding_window_pattern", "_sliding_window_pattern") if name in fields.config]
+        pattern = fields.size(written[0] if written else "sliding_window_pattern")
+        return tuple((layer + 1) % pattern != 0 for layer in range(layers))
+    if "use_sliding_window" in fields.family.defaults and fields.flag("use_sliding_window"):
+        return tuple(layer >= fields["max_window_layers"] for layer in range(layers))
+    return (False,) * layers
+
+
+def _ropes(fields: _Fields, nested: bool) -> tuple[Rope, Rope]:
+    """The rotary embedding of full layers and of sliding ones; only `nested` families have two.
+
+    transformers 5 writes `rope_parameters`; earlier versions wrote `rope_scaling` beside `rope_theta`.
+    """
+    written = fields["rope_scaling"] or fields["rope_parameters"] or {}
+    if not isinstance(written, dict):
+        raise InputError(f"{fields.place}: rope_parameters={_short(written)} is not a mapping; mend the file")
+    theta = fields.number("rope_theta")
+    if not nested:
+        rope = _rope(fields, written, theta)
+        return rope, rope
+    local = fields.number("rope_local_base_freq")
+    if fields["rope_scaling"]:  # it scales the full layers
+        return _rope(fields, written, theta), Rope(local)
+    full, near = (written.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    return _rope(fields, full, theta), _rope(fields, near, local)
+
+
+def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
+    place, kind = fields.place, written.get("rope_type", written.get("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise InputError(
+            f"{place}: rope_parameters.rope_type={kind!r} is not supported; only {', '.join(_ROPE_TYPES)} are"
+        )
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_TYPES[kind]}
+    for name, value in written.items():
+        if name not in known and value is not None:
+            raise InputError(
+                f"{place}: rope_parameters.{name}={_short(value)} is not supported with rope_type={kind!r}; "
+                "use a model without it"
+            )
+    for partial in (fields["partial_rotary_factor"], written.get("partial_rotary_factor")):
+        if partial not in (None, 1.0):
+            raise InputError(f"{place}: partial_rotary_factor={partial!r} is not supported; only 1.0 is")
+    if missing := [name for name in _ROPE_TYPES[kind] if written.get(name) is None]:
+        raise InputError(f"{place}: rope_parameters.{missing[0]} is missing; rope_type={kind!r} needs it")
+
+    def number(name: str) -> float:
+        return _positive(written[name], f"rope_parameters.{name}", place)
+
+    if written.get("rope_theta") is not None:
+        theta = number("rope_theta")
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, number("factor"))
+    low, high = number("low_freq_factor"), number("high_freq_factor")
+    if high <= low:
+        raise InputError(
+            f"{place}: rope_parameters.high_freq_factor={high} is not above low_freq_factor={low}; mend it"
+        )
+    return Rope(theta, number("factor"), (low, high, number("original_max_position_embeddings")))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

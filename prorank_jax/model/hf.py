@@ -1,74 +1,37 @@
-"""Weights in and out of Hugging Face format: safetensors under Hugging Face names, `config.json` beside them.
+"""Models in and out of Hugging Face format: `config.json`, and safetensors under Hugging Face names.
 
-One table maps every Hugging Face tensor to a parameter path. A Hugging Face linear layer stores
-[out, in]; ours stores [in, out] with heads as axes of their own, so a kernel is transposed and reshaped, and
-nothing else is changed: export gives back the imported tensors bit for bit.
+Import goes parameter by parameter, tensor by tensor, into arrays of the final dtype where they will lie: beyond the
+model the host holds one stacked parameter and one tensor.
 """
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jax import Array
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Sharding
 from safetensors.numpy import save_file
 
 from prorank_jax.errors import InputError
-from prorank_jax.model.decoder import DecoderConfig, Params
-from prorank_jax.model.families import decoder_config
+from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
+from prorank_jax.model.families import FAMILIES, decoder_config
+from prorank_jax.model.tensors import CLASSIFIER, UNEMBEDDING, Entry, get, put, tensor_table
+from prorank_jax.model.weights import INDEX, WEIGHTS, Weights
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
 SHARD_BYTES = 5 * 10**9
 
-
-class Entry(NamedTuple):
-    """One parameter: its path, its Hugging Face name (`{}` is the layer) and shape; a kernel is stored transposed."""
-
-    path: tuple[str, ...]
-    name: str
-    shape: tuple[int, ...]
-    kernel: bool = False
-
-    def names(self, layers: int) -> list[str]:
-        return [self.name.format(layer) for layer in range(layers)] if "{}" in self.name else [self.name]
-
-
-def tensor_table(c: DecoderConfig) -> list[Entry]:
-    """Every tensor of a checkpoint of this shape, each once."""
-    query, key_value = c.heads * c.head_size, c.kv_heads * c.head_size
-    layer = "model.layers.{}."
-    table = [
-        Entry(("embedding",), "model.embed_tokens.weight", (c.vocabulary, c.width)),
-        Entry(("layers", "attention_norm", "scale"), layer + "input_layernorm.weight", (c.width,)),
-        Entry(("layers", "mlp_norm", "scale"), layer + "post_attention_layernorm.weight", (c.width,)),
-        Entry(("final_norm", "scale"), "model.norm.weight", (c.width,)),
-    ]
-    for ours, theirs, out, into in (
-        ("attention.query", "self_attn.q_proj", query, c.width),
-        ("attention.key", "self_attn.k_proj", key_value, c.width),
-        ("attention.value", "self_attn.v_proj", key_value, c.width),
-        ("attention.output", "self_attn.o_proj", c.width, query),
-        ("mlp.gate", "mlp.gate_proj", c.mlp_width, c.width),
-        ("mlp.up", "mlp.up_proj", c.mlp_width, c.width),
-        ("mlp.down", "mlp.down_proj", c.width, c.mlp_width),
-    ):
-        path = ("layers", *ours.split("."))
-        table.append(Entry((*path, "kernel"), f"{layer}{theirs}.weight", (out, into), kernel=True))
-        if c.qkv_bias and path[-1] in ("query", "key", "value"):
-            table.append(Entry((*path, "bias"), f"{layer}{theirs}.bias", (out,)))
-    if not c.tied:
-        table.append(Entry(("unembedding",), "lm_head.weight", (c.vocabulary, c.width)))
-    return table
+# What Hugging Face derives from the configuration, and older checkpoints hold all the same.
+_DERIVED = ".rotary_emb.inv_freq"
+_DOWNLOADED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model folder in memory: where it lies, its `config.json`, and its parameters as float32."""
+    """A model folder in memory: where it lies, its `config.json`, and its parameters."""
 
     folder: Path
     hf_config: dict[str, Any]
@@ -92,8 +55,7 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -107,18 +69,25 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; a model folder has config.json and model.safetensors") from None
+        raise InputError(f"{path}: missing; a model folder has config.json and {WEIGHTS}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable model folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); mend or download it again") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object; mend or download it again")
     return config
 
 
-def load_pretrained(source: str | Path) -> Pretrained:
-    """Reads a Hugging Face folder (or hub id, or `builtin:tiny`) into float32 parameters.
+def load_pretrained(
+    source: str | Path, dtype: str = "float32", place: Callable[[Params], Any] | None = None
+) -> Pretrained:
+    """Reads a Hugging Face folder (or hub id, or `builtin:tiny`) into parameters.
+
+    Args:
+      dtype: of the parameters, `float32` or `bfloat16`, whatever the dtype of the file.
+      place: from the tree of parameter shapes to the tree of their shardings (`runtime.mesh.shardings`); default: all
+        on the first device.
 
     Raises:
       InputError: an unsupported family; tensors that are missing, unknown, misshapen or not finite; a damaged file.
@@ -127,130 +96,117 @@ def load_pretrained(source: str | Path) -> Pretrained:
     hf_config = read_hf_config(folder)
     config = decoder_config(hf_config, str(folder / "config.json"))
     table = tensor_table(config)
-    expected = {name: entry.shape for entry in table for name in entry.names(config.layers)}
-    tensors: dict[str, np.ndarray] = {}
-    for file, name, tensor in _read_tensors(folder):
-        if config.tied and name == "lm_head.weight":
-            continue
-        if name not in expected:
-            raise InputError(f"{file}: tensor {name} is unknown to this family; config.json and weights disagree")
-        if tensor.shape != expected[name]:
-            raise InputError(
-                f"{file}: tensor {name} has shape {tensor.shape}, config.json says {expected[name]}; they disagree"
-            )
-        if not np.isfinite(tensor).all():
-            raise InputError(f"{file}: tensor {name} holds values that are not finite; the weights are damaged")
-        tensors[name] = tensor
-    if missing := [name for name in expected if name not in tensors]:
-        raise InputError(
-            f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; download the folder again"
-        )
+    weights = Weights(folder)
+    _check_names(weights, table, config)
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    homes = jax.tree.map(lambda _: first, shapes) if place is None else place(shapes)
     params: Params = {}
-    for entry in table:
-        _set(params, entry.path, _to_ours(entry, [tensors.pop(name) for name in entry.names(config.layers)], config))
+    # The largest first: what is read before it is placed is least beside an almost empty memory.
+    for entry in sorted(table, key=lambda entry: -np.prod(entry.shape(config.layers))):
+        put(params, entry.path, _read(weights, entry, config, np.dtype(dtype), get(homes, entry.path)))
+    _check_tied(weights, config, params)
     return Pretrained(folder, hf_config, config, params)
 
 
-def save_pretrained(folder: Path, params: Params, config: DecoderConfig, hf_config: dict[str, Any]) -> None:
-    """Writes `config.json` and the weights (float32, sharded with an index above 5 GB) into an existing folder."""
-    tensors: dict[str, np.ndarray] = {}
-    for entry in tensor_table(config):
-        tensors |= _to_theirs(entry, np.asarray(_get(params, entry.path), np.float32), config)
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def save_pretrained(
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    hf_config: dict[str, Any],
+    *,
+    dtype: str = "float32",
+    classifier: np.ndarray | None = None,
+) -> None:
+    """Writes `config.json` and the weights (sharded with an index above 5 GB) into an existing folder.
+
+    Args:
+      hf_config: what stands in `config.json`, but for the dtype.
+      dtype: of the tensors, `float32`, `bfloat16` or `float16`.
+      classifier: float32 [1, D], the matrix of a classifier of one label, in place of the unembedding.
+    """
+    table = [entry for entry in tensor_table(config) if classifier is None or entry.name != UNEMBEDDING]
+    parts = {name: (entry, layer) for entry in table for layer, name in enumerate(entry.names(config.layers))}
+    sizes = {name: np.dtype(dtype).itemsize * int(np.prod(entry.theirs)) for name, (entry, _) in parts.items()}
+    if classifier is not None:
+        sizes[CLASSIFIER] = np.dtype(dtype).itemsize * classifier.size
+
+    def tensor(name: str) -> np.ndarray:
+        if classifier is not None and name == CLASSIFIER:
+            return classifier.astype(dtype)
+        entry, layer = parts[name]
+        value = get(params, entry.path)
+        return entry.to_theirs(np.asarray(value[layer] if entry.stacked else value).astype(dtype))
+
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if filled + size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(files) == 1:
+        files = [WEIGHTS]
     else:
-        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        for file, shard in zip(files, shards, strict=True):
-            save_file(shard, folder / file, metadata={"format": "pt"})
-        index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-            "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    written = {key: value for key, value in hf_config.items() if key != "torch_dtype"} | {"dtype": "float32"}
+        listed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": listed}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    written = {key: value for key, value in hf_config.items() if key != "torch_dtype"} | {"dtype": dtype}
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    for weights in folder.glob("*.safetensors"):  # safetensors keeps them from everybody else
-        weights.chmod(config_file.stat().st_mode)
+    for file, shard in zip(files, shards, strict=True):
+        save_file({name: tensor(name) for name in shard}, folder / file, metadata={"format": "pt"})
+        # safetensors keeps them from everybody else
+        (folder / file).chmod(config_file.stat().st_mode)
 
 
-def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
-    files = _weight_files(folder)
-    if not files:
-        if pickles := sorted(os.path.basename(path) for path in folder.glob("*.bin")):
-            raise InputError(
-                f"{folder / pickles[0]}: a pickle, which can run code, is not read; convert the model to "
-                "safetensors with transformers' save_pretrained"
-            )
-        raise InputError(f"{folder}: no *.safetensors file; a model folder has config.json and model.safetensors")
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as reader:
-                for name in reader.keys():
-                    yield file, name, reader.get_tensor(name).astype(np.float32)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: not readable as safetensors ({error}); download it again") from None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that the index names; without one, whatever safetensors there are.
-
-    Raises:
-      InputError: the index is not one, or names a file that is not there.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
-    if missing := sorted(name for name in names if not (folder / name).exists()):
-        raise InputError(f"{folder / missing[0]}: missing, and named by {index.name}; download it again")
-    return sorted(folder / name for name in names)
-
-
-def _to_ours(entry: Entry, tensors: list[np.ndarray], c: DecoderConfig) -> Array:
-    ours = [tensor.T if entry.kernel else tensor for tensor in tensors]
-    stacked = np.stack(ours) if "{}" in entry.name else ours[0]
-    return jnp.asarray(stacked.reshape(_our_shape(entry, c)))
-
-
-def _to_theirs(entry: Entry, value: np.ndarray, c: DecoderConfig) -> dict[str, np.ndarray]:
-    names = entry.names(c.layers)
-    shape = entry.shape[::-1] if entry.kernel else entry.shape
-    layers = value.reshape(len(names), *shape)
-    return {
-        name: np.ascontiguousarray(layer.T if entry.kernel else layer)
-        for name, layer in zip(names, layers, strict=True)
+def classifier_config(hf_config: dict[str, Any], pad_id: int) -> dict[str, Any]:
+    """The `config.json` of the family's sequence classifier of one label."""
+    return hf_config | {
+        "architectures": [FAMILIES[hf_config["model_type"]].classifier],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad_id,
     }
 
 
-def _our_shape(entry: Entry, c: DecoderConfig) -> tuple[int, ...]:
-    heads = {"query": c.heads, "key": c.kv_heads, "value": c.kv_heads}
-    shape = entry.shape[::-1] if entry.kernel else entry.shape
-    if entry.path[-2:-1] and entry.path[-2] in heads:
-        shape = (*shape[:-1], heads[entry.path[-2]], c.head_size)
-    elif entry.path[-2:] == ("output", "kernel"):
-        shape = (c.heads, c.head_size, c.width)
-    return (c.layers, *shape) if "{}" in entry.name else shape
+def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None:
+    """Each tensor has its parameter, each parameter its tensors, and their shapes agree."""
+    expected = {name: entry.theirs for entry in table for name in entry.names(c.layers)}
+    for name, shape in weights.shapes.items():
+        if name in expected:
+            if shape != expected[name]:
+                raise InputError(
+                    f"{weights.file(name)}: tensor {name} has shape {shape}, config.json says {expected[name]}; they "
+                    "disagree"
+                )
+        elif not (name.endswith(_DERIVED) or (c.tied and name == UNEMBEDDING)):
+            raise InputError(
+                f"{weights.file(name)}: tensor {name} is unknown to this family; config.json and weights disagree"
+            )
+    if missing := [name for name in expected if name not in weights.shapes]:
+        raise InputError(
+            f"{weights.folder}: {len(missing)} tensors are missing, the first is {missing[0]}; "
+            "download the folder again"
+        )
 
 
-def _get(tree: Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+def _check_tied(weights: Weights, c: DecoderConfig, params: Params) -> None:
+    """A folder that says that the unembedding is the embedding may hold it all the same, but no other."""
+    if not c.tied or UNEMBEDDING not in weights.shapes:
+        return
+    embedding = np.asarray(params["embedding"])
+    if not np.array_equal(weights.read(UNEMBEDDING).astype(embedding.dtype), embedding):
+        raise InputError(
+            f"{weights.file(UNEMBEDDING)}: tensor {UNEMBEDDING} is not the embedding, and config.json says "
+            "tie_word_embeddings=true; set it to false, or take the tensor out"
+        )
 
 
-def _set(tree: Params, path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
+def _read(weights: Weights, entry: Entry, c: DecoderConfig, dtype: np.dtype, home: Sharding) -> jax.Array:
+    host = np.empty(entry.shape(c.layers), dtype)
+    for layer, name in enumerate(entry.names(c.layers)):
+        (host[layer] if entry.stacked else host)[...] = entry.to_ours(weights.read(name))
+    return jax.make_array_from_callback(host.shape, home, lambda index: host[index])

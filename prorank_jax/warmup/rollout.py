@@ -67,9 +67,7 @@ def sample(
             jnp.concatenate([sees_prompt, own], axis=2),
             (prefix.cache, buffer),
         )
-        buffer = KeyValues(
-            *(lax.dynamic_update_slice_in_dim(old, x, (t - 1) * G, axis=2) for old, x in zip(buffer, new, strict=True))
-        )
+        buffer = buffer.write(new, (t - 1) * G)
         drawn = jnp.where(ended_PxG, end_id, draw(decoder.unembed(params, hidden_PxGxD), t))
         tokens_TxPxG = lax.dynamic_update_index_in_dim(tokens_TxPxG, drawn, t, axis=0)
         return t + 1, buffer, tokens_TxPxG, ended_PxG | (drawn == end_id)
@@ -79,7 +77,8 @@ def sample(
     )
     first = draw(first_logits, jnp.zeros((), jnp.int32))
     tokens = jnp.full((T, P, G), end_id, jnp.int32).at[0].set(first)
-    state = (jnp.ones((), jnp.int32), KeyValues(empty, empty), tokens, first == end_id)
+    buffer = KeyValues(empty, empty, jnp.zeros((P, T * G), jnp.int32))
+    state = (jnp.ones((), jnp.int32), buffer, tokens, first == end_id)
     _, _, tokens_TxPxG, _ = lax.while_loop(unfinished, decode, state)
     tokens_PxGxT = tokens_TxPxG.transpose(1, 2, 0)
     ends = (tokens_PxGxT == end_id).astype(jnp.int32)

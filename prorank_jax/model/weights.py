@@ -1,0 +1,116 @@
+"""The safetensors files of a model folder: which there are, which tensors they hold, and reading these one by one.
+
+Nothing is mapped into memory for longer than one tensor takes to read. Pickles are never opened.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from prorank_jax.errors import InputError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Weights:
+    """The tensors of a folder, by name."""
+
+    def __init__(self, folder: Path):
+        """Reads the files' headers.
+
+        Raises:
+          InputError: no weights, a pickle instead of them, a file that is damaged or missing, a tensor that is not
+            where the index says or has a dtype that is not float32, float16 or bfloat16.
+        """
+        self.folder = folder
+        listed = _listed_files(folder)
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in sorted(set(listed.values())) if listed else [folder / WEIGHTS]:
+            with _opened(file) as reader:
+                for name in reader.keys():
+                    if listed and listed.get(name) != file:
+                        raise InputError(
+                            f"{file}: {INDEX} does not say that tensor {name} is here; download the folder again"
+                        )
+                    tensor = reader.get_slice(name)
+                    if tensor.get_dtype() not in DTYPES:
+                        raise InputError(
+                            f"{file}: tensor {name} is of dtype {tensor.get_dtype()}, which is not supported; use "
+                            f"weights of {', '.join(DTYPES.values())}"
+                        )
+                    self._files[name] = file
+                    self.shapes[name] = tuple(tensor.get_shape())
+        if missing := [name for name in listed if name not in self._files]:
+            raise InputError(
+                f"{listed[missing[0]]}: holds no tensor {missing[0]}, which {INDEX} lists; download the folder again"
+            )
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor in the dtype of the file.
+
+        Raises:
+          InputError: the file is damaged, or a value is not finite.
+        """
+        with _opened(self._files[name]) as reader:
+            tensor: np.ndarray = reader.get_tensor(name)
+        if not np.isfinite(tensor).all():
+            raise InputError(
+                f"{self._files[name]}: tensor {name} holds values that are not finite; the weights are damaged"
+            )
+        return tensor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(file, framework="numpy") as reader:
+            yield reader
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: not readable as safetensors ({reason}); download it again") from None
+
+
+def _listed_files(folder: Path) -> dict[str, Path]:
+    """Tensor -> file, as the index lists them; empty where the weights are one file, which comes first as with
+    Hugging Face. Other safetensors in the folder (an original checkpoint, adapters) are not the model.
+    """
+    if (folder / WEIGHTS).exists():
+        return {}
+    index = folder / INDEX
+    if not index.exists():
+        _refuse_without_weights(folder)
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        listed = {str(name): folder / Path(file).name for name, file in names}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
+    if not listed:
+        raise InputError(f"{index}: lists no tensor; download it again")
+    if missing := sorted(file.name for file in listed.values() if not file.exists()):
+        raise InputError(f"{folder / missing[0]}: missing, and named by {index.name}; download it again")
+    return listed
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
+        raise InputError(
+            f"{folder / pickles[0]}: a pickle, which can run code, is not read; convert it with transformers: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"{folder}: an adapter without its base model; merge them with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT)"
+        )
+    raise InputError(f"{folder}: no {WEIGHTS}; a model folder has config.json and {WEIGHTS}")

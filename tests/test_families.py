@@ -1,0 +1,304 @@
+"""Each family against torch's own implementation; each field of `config.json` read, or refused by name."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hf_models import torch_logits, write_model
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prorank_jax.errors import InputError
+from prorank_jax.model.attention import Rope, rotary_frequencies, within_window
+from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.families import FAMILIES, decoder_config
+from prorank_jax.model.hf import Pretrained, load_pretrained, save_pretrained
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# A window of 64 is much shorter than the 600 tokens, and longer than the 5 of some padding.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen2 untied, one key-value head": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    "qwen2 odd head size": ("qwen2", {"head_dim": 10, "num_key_value_heads": 6}),
+    "qwen2 upper layers sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 untied, one key-value head": (
+        "qwen3",
+        {"tie_word_embeddings": False, "num_key_value_heads": 1, "head_dim": 12},
+    ),
+    "qwen3 as many key-value heads": ("qwen3", {"num_key_value_heads": 6, "head_dim": 6, "hidden_size": 54}),
+    "llama": ("llama", {}),
+    "llama 3.1 rope": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": False, "head_dim": 32}),
+    "llama linear rope, one key-value head": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, "num_key_value_heads": 1},
+    ),
+    "gemma2": ("gemma2", {"sliding_window": 64, "head_dim": 16}),
+    "gemma2 untied, one key-value head": (
+        "gemma2",
+        {"sliding_window": 64, "tie_word_embeddings": False, "num_key_value_heads": 1, "query_pre_attn_scalar": 24},
+    ),
+    "gemma2 without caps": (
+        "gemma2",
+        {
+            "sliding_window": 7,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "num_key_value_heads": 6,
+            "head_dim": 10,
+        },
+    ),
+    "gemma3_text": ("gemma3_text", {"sliding_window": 64, "num_hidden_layers": 7, "head_dim": 16}),
+    "gemma3_text untied, one key-value head": (
+        "gemma3_text",
+        {
+            "sliding_window": 64,
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 1,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma3_text linear rope": (
+        "gemma3_text",
+        {
+            "sliding_window": 64,
+            "num_key_value_heads": 6,
+            "head_dim": 10,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+}
+
+
+def our_logits(pretrained: Pretrained, tokens: np.ndarray, positions: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Logits of rows whose padding stands on either side."""
+    decoder = Decoder(pretrained.config)
+    length = tokens.shape[1]
+    mask = np.tril(np.ones((length, length), bool))[None] & real[:, None, :]
+    hidden, _ = decoder.forward(
+        pretrained.params, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32), jnp.asarray(mask)
+    )
+    return np.asarray(decoder.unembed(pretrained.params, hidden))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_torch_before_and_after_an_export(name: str, tmp_path: Path) -> None:
+    """600 tokens, as wrong positions do not show in short prompts; padding on either side."""
+    family, changes = MODELS[name]
+    model = write_model(tmp_path / "in", family, **changes)
+    pretrained = load_pretrained(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    save_pretrained(tmp_path / "out", pretrained.params, pretrained.config, pretrained.hf_config)
+    back = load_pretrained(tmp_path / "out")
+
+    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("in", "out"))
+    assert before.keys() == after.keys()
+    for tensor in before:
+        np.testing.assert_array_equal(before[tensor], after[tensor])
+    assert back.config == pretrained.config
+
+    tokens = np.random.default_rng(0).integers(0, 211, (2, 600))
+    right = np.arange(600)[None] < np.array([[595], [523]])
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    for real in (right, right[:, ::-1]):
+        theirs, positions = torch_logits(model, tokens, real)
+        ours = our_logits(back, tokens, positions, real)
+        assert np.abs(theirs).max() > 1
+        assert np.abs(ours - theirs)[real].max() < 1e-4
+        np.testing.assert_array_equal(torch_logits(exported, tokens, real)[0], theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_file_leaves_out_means_what_hugging_face_takes_it_to_mean(family: str) -> None:
+    sizes = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 9, "num_attention_heads": 32}
+    bare: dict[str, Any] = {"model_type": family, **sizes, "intermediate_size": 40}
+    written = AutoConfig.for_model(**bare).to_dict()
+    assert len(written) > 20
+    assert decoder_config(bare, "bare") == decoder_config(written, "written")
+
+
+# Parameters (torch counts them too), and the sizes in the models' configurations.
+PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    "Qwen2.5-0.5B": (494_032_768, {"model_type": "qwen2", "shape": (151_936, 896, 24, 14, 2, 4864)}),
+    "Qwen2.5-1.5B": (1_543_714_304, {"model_type": "qwen2", "shape": (151_936, 1536, 28, 12, 2, 8960)}),
+    "Qwen2.5-3B": (3_085_938_688, {"model_type": "qwen2", "shape": (151_936, 2048, 36, 16, 2, 11_008)}),
+    "Qwen3-0.6B": (596_049_920, {"model_type": "qwen3", "shape": (151_936, 1024, 28, 16, 8, 3072)}),
+    "Qwen3-1.7B": (1_720_574_976, {"model_type": "qwen3", "shape": (151_936, 2048, 28, 16, 8, 6144)}),
+    "Qwen3-4B": (4_022_468_096, {"model_type": "qwen3", "shape": (151_936, 2560, 36, 32, 8, 9728)}),
+    "Llama-3.2-1B": (1_235_814_400, {"model_type": "llama", "shape": (128_256, 2048, 16, 32, 8, 8192)}),
+    "Llama-3.2-3B": (3_212_749_824, {"model_type": "llama", "shape": (128_256, 3072, 28, 24, 8, 8192)}),
+    "SmolLM2-135M": (134_515_008, {"model_type": "llama", "shape": (49_152, 576, 30, 9, 3, 1536)}),
+    "SmolLM2-360M": (361_821_120, {"model_type": "llama", "shape": (49_152, 960, 32, 15, 5, 2560)}),
+    "SmolLM2-1.7B": (1_711_376_384, {"model_type": "llama", "shape": (49_152, 2048, 24, 32, 32, 8192)}),
+    "TinyLlama-1.1B": (1_100_048_384, {"model_type": "llama", "shape": (32_000, 2048, 22, 32, 4, 5632), "tied": False}),
+    "gemma-2-2b": (2_614_341_888, {"model_type": "gemma2", "shape": (256_000, 2304, 26, 8, 4, 9216)}),
+    "gemma-3-270m": (268_098_176, {"model_type": "gemma3_text", "shape": (262_144, 640, 18, 4, 1, 2048)}),
+    "gemma-3-1b": (999_885_952, {"model_type": "gemma3_text", "shape": (262_144, 1152, 26, 4, 1, 6912)}),
+}
+_SHAPE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    "intermediate_size",
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str) -> None:
+    """In milliseconds: no array is made."""
+    count, described = PUBLISHED[name]
+    sizes = dict(zip(_SHAPE, described["shape"], strict=True))
+    config = {"model_type": described["model_type"], **sizes, "tie_word_embeddings": described.get("tied", True)}
+    decoder = Decoder(decoder_config(config, name))
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
+    token, mask = jnp.zeros((2, 128), jnp.int32), jnp.ones((2, 128, 128), bool)
+    hidden, own = jax.eval_shape(decoder.forward, shapes, token, token, mask)
+    assert hidden.shape == (2, 128, decoder.config.width)
+    assert own.keys.shape == (decoder.config.layers, 2, 128, decoder.config.kv_heads, decoder.config.head_size)
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == count
+
+
+def test_the_documentation_names_the_published_sizes() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    assert [name for name in PUBLISHED if name not in text] == []
+
+
+def test_llama3_frequencies_by_hand() -> None:
+    """Three pairs of a head of 6: wavelengths 2 pi, 2 pi 100^(1/3), 2 pi 100^(2/3) = 6.28, 29.2, 135 positions.
+
+    Turns within the original 64 positions: 10.2, 2.19, 0.473. Above 4 a frequency stays, under 1 it is divided by 8;
+    the one between keeps (2.194 - 1) / 3 = 0.398 of itself, and an eighth of the rest: 0.473 of 0.2154.
+    """
+    rope = Rope(100.0, 8.0, (1.0, 4.0, 64.0))
+    np.testing.assert_allclose(rotary_frequencies(rope, 6), [1.0, 0.10196, 0.046416 / 8], rtol=1e-3)
+    # Were the wavelengths compared instead of the turns, the first would be the one that is divided.
+    np.testing.assert_allclose(rotary_frequencies(Rope(100.0), 6), [1.0, 0.21544, 0.046416], rtol=1e-4)
+
+
+def test_a_window_of_two_sees_itself_and_the_token_before() -> None:
+    positions = jnp.arange(4)[None]
+    causal = np.tril(np.ones((4, 4), bool))
+    seen = np.asarray(within_window(positions, positions, 2))[0] & causal
+    assert seen.tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, True, True, False],
+        [False, False, True, True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("qwen2", {"model_type": "bert"}, "model_type='bert' is not supported; use a model of one of: qwen2, qwen3, "),
+        ("qwen2", {"model_type": None}, "model_type=None is not supported; use a model of one of: qwen2, qwen3, llama"),
+        ("qwen2", {"hidden_size": None}, "hidden_size=None is not a number above 0"),
+        ("qwen2", {"hidden_size": "48"}, "hidden_size='48' is not a number above 0"),
+        ("qwen2", {"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 is not a whole number"),
+        ("qwen2", {"rms_norm_eps": math.nan}, "rms_norm_eps=nan is not a number above 0"),
+        ("qwen2", {"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is neither true nor false"),
+        ("qwen2", {"num_key_value_heads": 4}, "num_attention_heads=6 is not a multiple of num_key_value_heads=4"),
+        ("qwen2", {"head_dim": 9}, "head_dim=9: rotary embedding needs an even head size"),
+        ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only silu, gelu_pytorch_tanh are"),
+        (
+            "qwen2",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_parameters.rope_type='yarn' is not supported; only",
+        ),
+        ("qwen2", {"rope_scaling": {"type": "dynamic"}}, "rope_parameters.rope_type='dynamic' is not supported"),
+        ("qwen2", {"rope_scaling": {"mrope_section": [1]}}, "rope_parameters.mrope_section=[1] is not supported with"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor is missing"),
+        ("llama", {"rope_parameters": {**LLAMA3, "factor": -1}}, "rope_parameters.factor=-1 is not a number above 0"),
+        (
+            "llama",
+            {"rope_parameters": {**LLAMA3, "low_freq_factor": 4}},
+            "rope_parameters.high_freq_factor=4.0 is not above",
+        ),
+        ("llama", {"rope_parameters": [1]}, "rope_parameters=[1] is not a mapping"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported; only 1.0 is"),
+        ("llama", {"attention_bias": True}, "attention_bias=True is not supported for llama; only False is"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True is not supported for llama; only False is"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved=True is not supported for llama"),
+        ("qwen2", {"attention_bias": False}, "attention_bias=False is not supported for qwen2; only True is"),
+        ("qwen2", {"is_causal": False}, "is_causal=False is not supported for qwen2; only True is"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported for gemma3"),
+        ("gemma2", {"sliding_window": None}, "sliding_window=None is not a number above 0"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 3}, "layer_types names 'chunked_attention', which is not"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries and num_hidden_layers=3"),
+        ("qwen2", {"num_experts": 8}, "num_experts=8 is not supported for qwen2; if the model is the same without"),
+        ("qwen2", {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported for qwen2"),
+        (
+            "qwen2",
+            {"auto_map": {"AutoModel": "m.M"}},
+            "auto_map={'AutoModel': 'm.M'} asks for code of the folder's own",
+        ),
+        ("qwen2", {"architectures": ["Qwen2Model"]}, "architectures=['Qwen2Model'] is not supported; only ['Qwen2For"),
+    ],
+)
+def test_a_field_that_asks_for_other_mathematics_is_refused_by_name(
+    family: str, change: dict[str, Any], message: str
+) -> None:
+    sizes = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
+    config = {"model_type": family, **sizes, "num_key_value_heads": 2, "intermediate_size": 72}
+    with pytest.raises(InputError) as error:
+        decoder_config(config | change, "config.json")
+    assert str(error.value).startswith(f"config.json: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_size_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^config.json: field 'hidden_size' is missing"):
+        decoder_config({"model_type": "qwen2", "num_attention_heads": 6}, "config.json")
+
+
+def test_notes_of_other_tools_and_fields_that_are_off_are_read_over() -> None:
+    sizes = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
+    config = {"model_type": "llama", **sizes, "intermediate_size": 72}
+    # As SmolLM2 has them, and TinyLlama; a note of a fine-tuning tool; an old spelling of "no scaling".
+    notes = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
+    notes |= {"pretraining_tp": 1, "unsloth_fixed": True, "rope_scaling": None, "some_new_thing": None}
+    assert decoder_config(config | notes, "noted") == decoder_config(config, "plain")
+
+
+def test_old_spellings_of_two_rope_bases() -> None:
+    """`google/gemma-3-1b-it` as it lies on the hub: the fields that transformers 4 wrote."""
+    old = json.loads(
+        """{"architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+        "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+        "rope_scaling": null, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "use_cache": true, "vocab_size": 262144}"""
+    )
+    config = decoder_config(old, "old")
+    assert config.rope == Rope(1_000_000.0)
+    assert config.sliding_rope == Rope(10_000.0)
+    assert config.sliding == (True, True, True, True, True, False) * 4 + (True, True)
+    assert config.window == 512
+    assert config.query_scale == 1 / 16
+    assert config.tied
+    assert config == decoder_config(AutoConfig.for_model(**old).to_dict(), "new")
+    scaled = decoder_config(old | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "4b")
+    assert (scaled.rope, scaled.sliding_rope) == (Rope(1_000_000.0, 8.0), Rope(10_000.0))

@@ -1,0 +1,230 @@
+"""Weights in and out of Hugging Face folders: exactly, sharded or not, in every dtype; or refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hf_models import write_model
+from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen2ForCausalLM
+
+from prorank_jax.config import MeshConfig
+from prorank_jax.errors import InputError
+from prorank_jax.model import hf
+from prorank_jax.model.hf import load_pretrained, save_pretrained
+from prorank_jax.runtime.mesh import make_mesh, shardings
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """A folder with an untied Qwen2."""
+    folder = tmp_path / "qwen"
+    write_model(folder, "qwen2", tie_word_embeddings=False)
+    return folder
+
+
+def refused(folder: Path) -> str:
+    """The line that loading the folder is refused with."""
+    with pytest.raises(InputError) as error:
+        load_pretrained(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def change(folder: Path, **tensors: np.ndarray | None) -> None:
+    """Replaces, adds or (None) removes tensors; a dot in a name is written as two underscores."""
+    file = folder / "model.safetensors"
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    kept = {name: tensor for name, tensor in load_file(file).items() if name not in named}
+    save_file(kept | {name: tensor for name, tensor in named.items() if tensor is not None}, file)
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def shard(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Writes the model of a folder as several files."""
+    pretrained = load_pretrained(folder)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 100_000)
+    out.mkdir()
+    save_pretrained(out, pretrained.params, pretrained.config, pretrained.hf_config)
+    shards = sorted(out.glob("*.safetensors"))
+    assert len(shards) > 1
+    return shards
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_weights_are_read_exactly(tmp_path: Path, dtype: str) -> None:
+    write_model(tmp_path, "gemma2", dtype=getattr(torch, dtype))
+    tensors = load_file(tmp_path / "model.safetensors")
+    for ours in ("float32", dtype):
+        params = load_pretrained(tmp_path, ours).params
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {ours}
+        want = tensors["model.layers.1.mlp.up_proj.weight"].T.astype(np.float32)
+        np.testing.assert_array_equal(np.asarray(params["layers"]["mlp"]["up"]["kernel"][1], np.float32), want)
+
+
+def test_an_export_in_16_bits_is_what_torch_makes_of_it(qwen: Path, tmp_path: Path) -> None:
+    pretrained = load_pretrained(qwen)
+    for dtype in ("bfloat16", "float16"):
+        out = tmp_path / dtype
+        out.mkdir()
+        save_pretrained(out, pretrained.params, pretrained.config, pretrained.hf_config, dtype=dtype)
+        model = Qwen2ForCausalLM.from_pretrained(out)
+        assert str(model.dtype) == f"torch.{dtype}"
+        theirs = Qwen2ForCausalLM.from_pretrained(qwen, dtype=torch.float32).to(getattr(torch, dtype))
+        assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
+
+
+def test_parameters_are_placed_as_the_mesh_says(qwen: Path) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    params = load_pretrained(qwen, place=lambda shapes: shardings(mesh, shapes)).params
+    query = params["layers"]["attention"]["query"]["kernel"]
+    assert query.shape == (3, 48, 6, 8)
+    assert {shard.data.shape for shard in query.addressable_shards} == {(3, 12, 6, 8)}
+    jax.tree.map(np.testing.assert_array_equal, params, load_pretrained(qwen).params)
+
+
+def test_large_weights_are_sharded_and_only_what_the_index_names_is_read(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shards = shard(qwen, out, monkeypatch)
+    assert all(file.stat().st_size < 110_000 for file in shards)
+    save_file({"stray": np.zeros(3, np.float32)}, out / "consolidated.safetensors")
+    pretrained, again = load_pretrained(qwen), load_pretrained(out)
+    jax.tree.map(np.testing.assert_array_equal, again.params, pretrained.params)
+    theirs = Qwen2ForCausalLM.from_pretrained(out)
+    np.testing.assert_array_equal(theirs.model.norm.weight.detach().numpy(), pretrained.params["final_norm"]["scale"])
+
+
+def test_an_index_that_is_wrong(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    shards = shard(qwen, out, monkeypatch)
+    index = out / "model.safetensors.index.json"
+    written = json.loads(index.read_text())
+
+    stray = next(file for file in shards if file.name != written["weight_map"]["model.norm.weight"])
+    before = load_file(stray)
+    save_file(before | {"model.norm.weight": np.ones(48, np.float32)}, stray)
+    assert refused(out).startswith(f"{stray}: model.safetensors.index.json does not say that tensor model.norm.weight")
+    save_file(before, stray)
+
+    index.write_text(json.dumps({"weight_map": {**written["weight_map"], "model.layers.9.x": shards[0].name}}))
+    assert f"{shards[0]}: holds no tensor model.layers.9.x, which" in refused(out)
+
+    index.write_text(json.dumps(written))
+    shards[0].unlink()
+    assert refused(out).startswith(f"{shards[0]}: missing, and named by model.safetensors.index.json")
+    for text in ("[]", "{", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        assert "not an index of weights (no weight_map); download it again" in refused(out)
+    index.write_text('{"weight_map": {}}')
+    assert "lists no tensor" in refused(out)
+
+
+def test_a_path_in_the_index_stays_in_the_folder(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    shard(qwen, out, monkeypatch)
+    index = out / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../qwen/elsewhere.safetensors"}}))
+    save_file({"model.norm.weight": np.ones(48, np.float32)}, qwen / "elsewhere.safetensors")
+    assert refused(out).startswith(f"{out / 'elsewhere.safetensors'}: missing")
+
+
+def test_tensors_that_config_json_does_not_fit(qwen: Path) -> None:
+    configure(qwen, intermediate_size=80)
+    assert "tensor model.layers.0.mlp.down_proj.weight has shape (48, 72), config.json says (48, 80)" in refused(qwen)
+    configure(qwen, intermediate_size=72, num_hidden_layers=4, layer_types=None)
+    assert "12 tensors are missing, the first is model.layers.3.input_layernorm.weight" in refused(qwen)
+    configure(qwen, num_hidden_layers=2)
+    assert "tensor model.layers.2.input_layernorm.weight is unknown to this family" in refused(qwen)
+
+
+def test_tensors_that_are_missing_extra_or_not_finite(qwen: Path) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        damaged = np.ones(48, np.float32)
+        damaged[7] = value
+        change(qwen, model__norm__weight=damaged)
+        assert "tensor model.norm.weight holds values that are not finite" in refused(qwen)
+    change(qwen, model__norm__weight=None)
+    assert "1 tensors are missing, the first is model.norm.weight; download the folder again" in refused(qwen)
+    change(qwen, model__norm__weight=np.ones(48, np.float32), model__layers__0__mlp__experts=np.ones(3, np.float32))
+    assert "tensor model.layers.0.mlp.experts is unknown to this family; config.json and weights" in refused(qwen)
+    change(qwen, model__layers__0__mlp__experts=None, model__norm__weight=np.ones(48, np.int8))
+    assert "tensor model.norm.weight is of dtype I8, which is not supported; use weights of float32" in refused(qwen)
+
+
+def test_not_finite_in_bfloat16(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama", dtype=torch.bfloat16)
+    change(tmp_path, model__norm__weight=np.full(48, np.inf, ml_dtypes.bfloat16))
+    assert "tensor model.norm.weight holds values that are not finite" in refused(tmp_path)
+
+
+def test_frequencies_that_older_checkpoints_hold_are_read_over(qwen: Path) -> None:
+    before = load_pretrained(qwen)
+    change(qwen, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(4, np.float32))
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
+
+
+def test_a_tied_unembedding_is_the_embedding(tmp_path: Path) -> None:
+    write_model(tmp_path, "qwen3")
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    change(tmp_path, lm_head__weight=embedding)
+    assert "unembedding" not in load_pretrained(tmp_path).params
+    change(tmp_path, lm_head__weight=embedding + np.float32(1))
+    assert "tensor lm_head.weight is not the embedding, and config.json says tie_word_embeddings" in refused(tmp_path)
+
+
+def test_files_that_are_damaged_or_pickles(qwen: Path) -> None:
+    file = qwen / "model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[:1000], whole[:-1000], b"", b"\xff" * 100, whole[:8] + b"}" + whole[9:]):
+        file.write_bytes(damaged)
+        assert refused(qwen).startswith(f"{file}: not readable as safetensors (")
+    file.rename(qwen / "pytorch_model.bin")
+    assert refused(qwen) == (
+        f"{qwen / 'pytorch_model.bin'}: a pickle, which can run code, is not read; convert it with transformers: "
+        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)"
+    )
+    (qwen / "pytorch_model.bin").unlink()
+    assert refused(qwen).startswith(f"{qwen}: no model.safetensors; a model folder has")
+    (qwen / "adapter_config.json").write_text("{}")
+    assert refused(qwen).startswith(f"{qwen}: an adapter without its base model; merge them with peft")
+
+
+def test_a_config_that_is_none(qwen: Path) -> None:
+    path = qwen / "config.json"
+    for text, message in (("{", "not valid JSON"), ("[1]", "holds no JSON object"), ("[" * 10**5, "not valid JSON")):
+        path.write_text(text)
+        assert refused(qwen).startswith(f"{path}: {message}")
+    path.unlink()
+    assert refused(qwen).startswith(f"{path}: missing")
+
+
+def test_a_hub_id_is_found_in_the_local_cache(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    shutil.copytree(qwen, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = load_pretrained("someone/some-model")
+    assert found.folder == repository / "snapshots" / commit
+    jax.tree.map(np.testing.assert_array_equal, found.params, load_pretrained(qwen).params)
+
+
+def test_a_source_that_is_neither_folder_nor_reachable_hub_id_is_refused() -> None:
+    with pytest.raises(InputError, match="^./nowhere: no such model folder; give a folder with config.json, or a hub"):
+        load_pretrained("./nowhere")
+    with pytest.raises(InputError, match="^nobody/nothing: not a folder here, and the hub did not give it .* folder$"):
+        load_pretrained("nobody/nothing")
