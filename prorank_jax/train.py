@@ -8,6 +8,7 @@ Started again on the same folder, a run goes on where it stopped; a finished sta
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from prorank_jax.export import export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
-from prorank_jax.runtime.mesh import check_rows, make_mesh
+from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings
 from prorank_jax.scoring.stage import train_score
 from prorank_jax.warmup.stage import train_warmup
 
@@ -47,10 +48,10 @@ def train(config: RunConfig, workdir: Path) -> Trained:
       InputError: before any training, for bad input: model, tokenizer, prompt, collection, mesh, or a `workdir` made
         with another configuration.
     """
-    pretrained = load_pretrained(config.model.base)
+    mesh = make_mesh(config.mesh)
+    pretrained = load_pretrained(config.model.base, place=partial(shardings, mesh))
     prompt = build_prompt(load_tokenizer(pretrained.folder), config.prompt, place=config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
-    mesh = make_mesh(config.mesh)
     if config.warmup is not None:
         check_rows(mesh, "warmup.prompts_per_step", config.warmup.prompts_per_step)
     if config.score is not None:

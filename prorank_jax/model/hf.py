@@ -87,7 +87,7 @@ def load_pretrained(
     Args:
       dtype: of the parameters, `float32` or `bfloat16`, whatever the dtype of the file.
       place: from the tree of parameter shapes to the tree of their shardings (`runtime.mesh.shardings`); default: all
-        on the first device.
+        on the default device.
 
     Raises:
       InputError: an unsupported family; tensors that are missing, unknown, misshapen or not finite; a damaged file.
@@ -99,12 +99,12 @@ def load_pretrained(
     weights = Weights(folder)
     _check_names(weights, table, config)
     shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    homes = jax.tree.map(lambda _: first, shapes) if place is None else place(shapes)
+    homes = None if place is None else place(shapes)
     params: Params = {}
     # The largest first: what is read before it is placed is least beside an almost empty memory.
     for entry in sorted(table, key=lambda entry: -np.prod(entry.shape(config.layers))):
-        put(params, entry.path, _read(weights, entry, config, np.dtype(dtype), get(homes, entry.path)))
+        home = None if homes is None else get(homes, entry.path)
+        put(params, entry.path, _read(weights, entry, config, np.dtype(dtype), home))
     _check_tied(weights, config, params)
     return Pretrained(folder, hf_config, config, params)
 
@@ -205,8 +205,10 @@ def _check_tied(weights: Weights, c: DecoderConfig, params: Params) -> None:
         )
 
 
-def _read(weights: Weights, entry: Entry, c: DecoderConfig, dtype: np.dtype, home: Sharding) -> jax.Array:
+def _read(weights: Weights, entry: Entry, c: DecoderConfig, dtype: np.dtype, home: Sharding | None) -> jax.Array:
     host = np.empty(entry.shape(c.layers), dtype)
     for layer, name in enumerate(entry.names(c.layers)):
         (host[layer] if entry.stacked else host)[...] = entry.to_ours(weights.read(name))
+    if home is None:
+        return jax.device_put(host)
     return jax.make_array_from_callback(host.shape, home, lambda index: host[index])
