@@ -51,12 +51,13 @@ class PromptConfig(Section):
     template: str | None = None
     """Path of a Jinja template with the roles `query` and `document`; default: made from the
     tokenizer's own chat template."""
-    answers: tuple[str, str] = ("0", "1")
-    """The answers for "not relevant" and "relevant"; each must be one token."""
+    answers: tuple[str, str] | None = None
+    """The answers for "not relevant" and "relevant"; each must be one token. Default: those of a base that is a
+    reranker already, else "0" and "1"."""
 
     @model_validator(mode="after")
     def _check(self) -> "PromptConfig":
-        if self.answers[0] == self.answers[1]:
+        if self.answers and self.answers[0] == self.answers[1]:
             raise ValueError(f"answers={list(self.answers)}: both answers are the same; give two different ones")
         return self
 

@@ -1,13 +1,7 @@
 """A query and a document become token ids here, and nowhere else.
 
-A template (`templates.py`) is rendered once with sentinels and cut into fixed pieces,
-
-    head | query slot | middle | document slot | tail
-
-whose ids never change. What fills a slot is tokenised by a private copy of the tokenizer that knows
-no control tokens, so nothing that a query or a document says can leave its slot. A slot takes the
-newlines behind it with it, because byte-level tokenizers glue punctuation to a following newline
-("?\\n" is one token of Qwen's): so the joined ids are those of the whole rendered string.
+The prompt is a template (`templates.py`), cut once into pieces that never change (`pieces.py`). What is left to do for
+each pair is to tokenise what fills the slots, to cut that to the length, and to join the ids.
 """
 
 import dataclasses
@@ -15,19 +9,23 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import Tokenizer
 
 from prorank_jax.config import PromptConfig
+from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.errors import InputError
-from prorank_jax.slots import Encode, behind_newline, encode_slots, slot_tokenizer
+from prorank_jax.pieces import Pieces, Slot, cut_template, find_answer_ids
+from prorank_jax.slots import encode_slots, slot_tokenizer
 from prorank_jax.templates import (
     DOCUMENT,
     INSTRUCTION,
     PAIR,
     QUERY,
+    SYSTEM,
+    Messages,
     chat_template,
     complete,
     is_pair_template,
@@ -41,24 +39,10 @@ from prorank_jax.templates import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from prorank_jax.model.hf import Pretrained
+
+ANSWERS = ("0", "1")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-class Newlines(NamedTuple):
-    """The newlines of the template right behind a slot, and their ids where they stand alone."""
-
-    text: str
-    ids: list[int]
-
-
-class Emptied(NamedTuple):
-    """The pieces where a slot is empty and its newlines meet those before it (":\\n\\n" is one token of Qwen's)."""
-
-    first: list[int]
-    """Head and middle."""
-    second: list[int]
-    """Middle and tail."""
-    both: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +67,7 @@ class Prompt:
     end_id: int
     """The token that ends the assistant's turn."""
     pad_id: int
-    head_ids: list[int]
-    middle_ids: list[int]
-    tail_ids: list[int]
-    emptied: Emptied
-    query_end: Newlines
-    document_end: Newlines
-    document_first: bool
+    pieces: Pieces
     slots: Tokenizer = dataclasses.field(compare=False, repr=False)
     """The tokenizer without control tokens, for what fills the slots."""
     place: str = dataclasses.field(compare=False)
@@ -98,21 +76,15 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.room < 2:
             raise InputError(
-                f"{self.place}: prompt.max_length={self.max_length}: the template takes {self.template_length} "
+                f"{self.place}: prompt.max_length={self.max_length}: the template takes {self.pieces.length} "
                 "tokens, which leaves no room for a query and a document; "
-                f"raise prompt.max_length to {self.template_length + 2} or more"
+                f"raise prompt.max_length to {self.pieces.length + 2} or more"
             )
-
-    @property
-    def template_length(self) -> int:
-        """Tokens of the template alone."""
-        fixed = (self.head_ids, self.middle_ids, self.tail_ids, self.query_end.ids, self.document_end.ids)
-        return sum(map(len, fixed))
 
     @property
     def room(self) -> int:
         """Tokens left for the query and the document."""
-        return self.max_length - self.template_length
+        return self.max_length - self.pieces.length
 
     def encode(self, query: str, document: str) -> list[int]:
         """The ids of one prompt, at most `max_length`; see `encode_batch`."""
@@ -125,33 +97,41 @@ class Prompt:
         become U+FFFD. A query is cut to three quarters of the room (after mxbai-rerank); then the
         document is cut to what is left. The template is never cut.
         """
-        queries = self._slot((query for query, _ in pairs), self.query_end)
-        documents = self._slot((document for _, document in pairs), self.document_end)
-        fixed = len(self.head_ids) + len(self.middle_ids) + len(self.tail_ids)
-        query_room = self.room * 3 // 4 + len(self.query_end.ids)
+        pieces = self.pieces
+        queries = self._filled((query for query, _ in pairs), pieces.query)
+        documents = self._filled((document for _, document in pairs), pieces.document)
+        fixed = len(pieces.head_ids) + len(pieces.middle_ids) + len(pieces.tail_ids)
+        query_room = self.room * 3 // 4 + pieces.query.length
         prompts = []
         for query, document in pairs:
-            query_ids = _cut(queries[query], query_room, self.query_end.ids)
+            query_ids = _cut(queries[query], query_room, pieces.query.after_ids)
             document_room = self.max_length - fixed - len(query_ids)
-            document_ids = _cut(documents[document], document_room, self.document_end.ids)
-            prompts.append(self._join(query_ids, document_ids))
+            document_ids = _cut(documents[document], document_room, pieces.document.after_ids)
+            prompts.append(pieces.join(query_ids, document_ids))
         return prompts
 
-    def _join(self, query_ids: list[int], document_ids: list[int]) -> list[int]:
-        filled = [(query_ids, query_ids != self.query_end.ids), (document_ids, document_ids != self.document_end.ids)]
-        (first, has_first), (second, has_second) = reversed(filled) if self.document_first else filled
-        if has_first and has_second:
-            return [*self.head_ids, *first, *self.middle_ids, *second, *self.tail_ids]
-        if has_first:
-            return [*self.head_ids, *first, *self.emptied.second]
-        if has_second:
-            return [*self.emptied.first, *second, *self.tail_ids]
-        return [*self.emptied.both]
+    def with_instruction(self, instruction: str) -> "Prompt":
+        """This prompt with another task statement, in the place where the template prints the `system` message.
 
-    def _slot(self, texts: Iterable[str], end: Newlines) -> dict[str, list[int]]:
-        """Text -> its ids in the slot; a query of a hundred documents is tokenised once."""
+        The instruction is text like a query: what it says can't leave its place.
+
+        Raises:
+          InputError: the template has no place for it, or it leaves no room for a query and a document.
+        """
+        messages: Messages = [{"role": "system", "content": SYSTEM}, *PAIR]
+        rendered = render(self.template, messages, self.tokenizer)
+        if rendered.count(SYSTEM) != 1:
+            raise InputError(
+                f"{self.place}: instruction={instruction[:60]!r}: the template prints the `system` message "
+                f"{rendered.count(SYSTEM)} times, not once; leave the instruction out"
+            )
+        pieces = cut_template(rendered, self.tokenizer, self.slots, _clean(instruction))
+        return dataclasses.replace(self, pieces=pieces)
+
+    def _filled(self, texts: Iterable[str], slot: Slot) -> dict[str, list[int]]:
+        """Text -> the ids of its slot; a query of a hundred documents is tokenised once."""
         unique = list(dict.fromkeys(texts))
-        filled = [_SURROGATES.sub("\ufffd", text).strip() + end.text for text in unique]
+        filled = [slot.before + _clean(text) + slot.after for text in unique]
         return dict(zip(unique, encode_slots(self.slots, filled), strict=True))
 
 
@@ -187,17 +167,58 @@ def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, place: str) -> Prompt:
-    """The prompt of a model: from `config.template`, else from the tokenizer's own template where
-    that has the roles `query` and `document` (an exported folder), else made in its chat format.
+def load_prompt(pretrained: "Pretrained", config: PromptConfig, place: str) -> Prompt:
+    """The prompt of a model folder: a reranker's own template and answers, unless `config` names others.
 
     Args:
       place: the model folder, for messages.
 
     Raises:
+      InputError: as `build_prompt`; a prompt that is longer than the model was made for, or needs tokens that it does
+        not have.
+    """
+    limit = pretrained.config.max_positions
+    if config.max_length > limit:
+        raise InputError(
+            f"{place}: max_length={config.max_length}: the model was made for {limit} positions "
+            f"(max_position_embeddings in config.json); use {limit} or less"
+        )
+    tokenizer = load_tokenizer(pretrained.folder)
+    answer_ids = read_answer_ids(pretrained.folder) if config.answers is None else None
+    prompt = build_prompt(tokenizer, config, place=place, answer_ids=answer_ids)
+    pieces, tokens = prompt.pieces, pretrained.config.vocabulary
+    used = [*pieces.head_ids, *pieces.middle_ids, *pieces.tail_ids, *prompt.answer_ids, prompt.end_id, prompt.pad_id]
+    if missing := [id_ for id_ in used if not 0 <= id_ < tokens]:
+        raise InputError(
+            f"{place}: the prompt needs token {missing[0]}, and the model has {tokens} tokens; "
+            "tokenizer and model do not belong together"
+        )
+    return prompt
+
+
+def build_prompt(
+    tokenizer: "PreTrainedTokenizerFast",
+    config: PromptConfig,
+    *,
+    place: str,
+    answer_ids: tuple[int, int] | None = None,
+) -> Prompt:
+    """The prompt of a tokenizer: from `config.template`, else from the tokenizer's own template where
+    that has the roles `query` and `document` (an exported folder), else made in its chat format.
+
+    Args:
+      place: the model folder, for messages.
+      answer_ids: the tokens of the answers of a model that is a reranker already, which is used with its own template.
+        Default: what `config.answers` become behind the prompt.
+
+    Raises:
       InputError: the template is malformed or lacks a role, an answer is not one token behind it,
         or `max_length` leaves no room.
     """
+    answers = config.answers or ANSWERS
+    if answer_ids is not None:
+        no, yes = (str(tokenizer.decode([id_])) for id_ in answer_ids)
+        answers = no, yes
     source = f"{place}: chat template" if config.template is None else config.template
     try:
         chat = chat_template(tokenizer)
@@ -205,9 +226,14 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
             template = _read(config.template)
         elif chat and is_pair_template(chat, tokenizer):
             template = chat
+        elif answer_ids is not None:
+            raise InputError(
+                f"{source}: the model is a reranker, and its template does not print the messages of the roles `query` "
+                "and `document`; name one in prompt.template, with the wording that it was trained on"
+            )
         else:
             instruction = INSTRUCTION if config.instruction is None else config.instruction
-            template = make_template(tokenizer, instruction, config.answers, config.order == "document_first")
+            template = make_template(tokenizer, instruction, answers, config.order == "document_first")
         template = complete(template, tokenizer, config.instruction)
         rendered = render(template, PAIR, tokenizer)
     except TemplateSyntaxError as error:
@@ -221,27 +247,13 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
                 f"print the content of the message with the role {role} once, and as it is"
             )
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return [template_ids(tokenizer, text) for text in texts]
-
-    document_first = rendered.index(DOCUMENT) < rendered.index(QUERY)
-    if config.order not in (None, "document_first" if document_first else "query_first"):
+    slots = slot_tokenizer(tokenizer, place)
+    pieces = cut_template(rendered, tokenizer, slots)
+    if config.order not in (None, "document_first" if pieces.document_first else "query_first"):
         raise InputError(
-            f"{source}: it prints the {'document' if document_first else 'query'} first, and prompt.order is "
+            f"{source}: it prints the {'document' if pieces.document_first else 'query'} first, and prompt.order is "
             f"{config.order}; leave prompt.order out, or change the template"
         )
-    first, second = (DOCUMENT, QUERY) if document_first else (QUERY, DOCUMENT)
-    head, _, rest = rendered.partition(first)
-    middle, _, tail = rest.partition(second)
-    ends = [text[: len(text) - len(text.lstrip("\n"))] for text in (middle, tail)]
-    middle, tail = middle.lstrip("\n"), tail.lstrip("\n")
-    middle_ids, tail_ids, emptied_second = behind_newline(encode, [middle, tail, middle + ends[1] + tail])
-    emptied_first = head + ends[0] + middle
-    head_ids, *emptied = encode([head, emptied_first, emptied_first + ends[1] + tail])
-    answer_ids = _answer_ids(tokenizer, tail, tail_ids, encode, config.answers, place)
-    slots = slot_tokenizer(tokenizer, place)
-    first_end, second_end = (Newlines(end, encode_slots(slots, [end])[0]) for end in ends)
-    query_end, document_end = (second_end, first_end) if document_first else (first_end, second_end)
     end_token = turn_end(template, PAIR, tokenizer) or own_turn_end(tokenizer)
     if end_token is None:
         raise InputError(f"{place}: no token ends the assistant's turn; set eos_token in tokenizer_config.json")
@@ -251,17 +263,11 @@ def build_prompt(tokenizer: "PreTrainedTokenizerFast", config: PromptConfig, *, 
         tokenizer=tokenizer,
         template=template,
         max_length=config.max_length,
-        answers=config.answers,
-        answer_ids=answer_ids,
+        answers=answers,
+        answer_ids=answer_ids or find_answer_ids(rendered, tokenizer, answers, place),
         end_id=end_id,
         pad_id=next(pad for pad in pads if pad is not None),
-        head_ids=head_ids,
-        middle_ids=middle_ids,
-        tail_ids=tail_ids,
-        emptied=Emptied(emptied[0], emptied_second, emptied[1]),
-        query_end=query_end,
-        document_end=document_end,
-        document_first=document_first,
+        pieces=pieces,
         slots=slots,
         place=place,
     )
@@ -276,29 +282,8 @@ def _read(path: str) -> str:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the template as UTF-8") from None
 
 
-def _answer_ids(
-    tokenizer: "PreTrainedTokenizerFast",
-    tail: str,
-    tail_ids: list[int],
-    encode: Encode,
-    answers: tuple[str, str],
-    place: str,
-) -> tuple[int, int]:
-    """The one token that each answer adds to the prompt."""
-    found = []
-    answered = behind_newline(encode, [tail + answer for answer in answers])
-    for answer, ids in zip(answers, answered, strict=True):
-        if ids[:-1] != tail_ids:
-            shared = len(os.path.commonprefix([ids, tail_ids]))
-            tokens = tokenizer.convert_ids_to_tokens(ids[shared:])
-            raise InputError(
-                f"{place}: prompt.answers: {type(tokenizer).__name__} makes {tokens} of the answer {answer!r}, "
-                "not one token behind the prompt; name two answers that are one token each"
-            )
-        found.append(ids[-1])
-    if found[0] == found[1]:
-        raise InputError(f"{place}: prompt.answers={answers}: both are token {found[0]}; name two that differ")
-    return found[0], found[1]
+def _clean(text: str) -> str:
+    return _SURROGATES.sub("\ufffd", text).strip()
 
 
 def _cut(ids: list[int], room: int, end_ids: list[int]) -> list[int]:

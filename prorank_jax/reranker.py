@@ -9,7 +9,6 @@ shapes are compiled. A score does not depend on what shares its batch beyond rou
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -24,12 +23,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from prorank_jax.config import Order, PromptConfig
+from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.loader import pad_prompts
 from prorank_jax.errors import InputError
-from prorank_jax.export import LOGIT_SCORE
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
+from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.scoring.scores import relevance_scores
 
 DEFAULT_MAX_LENGTH = 512
@@ -64,12 +63,13 @@ class Reranker:
         max_length: int | None = None,
         order: str | None = None,
     ) -> "Reranker":
-        """Loads an exported folder, any base model of a supported family, or `builtin:tiny`.
+        """Loads an exported folder, the folder of another reranker (mxbai-rerank-v2, Qwen3-Reranker), whose own
+        template and answers it then uses, any base model of a supported family, or `builtin:tiny`.
 
         Args:
           source: folder or Hugging Face hub id.
-          dtype: compute dtype, `float32` or `bfloat16`.
-          max_length: tokens of a prompt; default: what the folder was trained with, else 512.
+          dtype: of the parameters and of what is computed, `float32` or `bfloat16`; scores are float32 either way.
+          max_length: tokens of a prompt; default: what the folder's tokenizer says, 512 for a base model.
           order: `query_first` or `document_first`, for a model whose prompt we make; an exported folder has its own.
 
         Raises:
@@ -80,20 +80,14 @@ class Reranker:
         orders = get_args(Order)
         if order not in (None, *orders):
             raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
-        pretrained = load_pretrained(source)
-        tokenizer = load_tokenizer(pretrained.folder)
-        config = PromptConfig(max_length=DEFAULT_MAX_LENGTH, order=cast(Order | None, order))
-        head = pretrained.folder / LOGIT_SCORE / "config.json"
-        answer_ids = _read_answer_ids(head) if head.exists() else None
-        if answer_ids is not None:
-            no, yes = (str(tokenizer.decode([id_])) for id_ in answer_ids)
-            config = PromptConfig(max_length=tokenizer.model_max_length, answers=(no, yes), order=config.order)
-        prompt = build_prompt(tokenizer, config, place=str(source))
-        if answer_ids is not None:
-            # Not every token is the one that its own text gives: SentencePiece has a 0 with and one without a space.
-            prompt = dataclasses.replace(prompt, answer_ids=answer_ids)
-        if max_length is not None:
-            prompt = dataclasses.replace(prompt, max_length=max_length)
+        pretrained = load_pretrained(source, dtype)
+        if max_length is None:
+            trained = read_answer_ids(pretrained.folder) is not None
+            longest = load_tokenizer(pretrained.folder).model_max_length if trained else DEFAULT_MAX_LENGTH
+            max_length = min(longest, pretrained.config.max_positions)
+        config = PromptConfig(order=cast(Order | None, order))
+        # Not checked by itself: what is too short for a template is for the prompt to say.
+        prompt = load_prompt(pretrained, config.model_copy(update={"max_length": max_length}), str(source))
         return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
 
     @property
@@ -111,20 +105,30 @@ class Reranker:
         return jax.jit(partial(relevance_scores, self.decoder, answer_ids=self.prompt.answer_ids))
 
     def predict(
-        self, pairs: Sequence[tuple[str, str]], *, batch_size: int | None = None, show_progress: bool = False
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> np.ndarray:
         """Scores (query, document) pairs: float32 [len(pairs)], in their order.
 
         Args:
+          instruction: the task in place of the template's own (`prompt=` of sentence-transformers' CrossEncoder).
           batch_size: prompts computed together; default: as many as make about 8,000 tokens.
           show_progress: a progress bar on a terminal, plain lines elsewhere, on standard error.
+
+        Raises:
+          InputError: the template has no place for an instruction.
         """
+        prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
         scores = np.empty(len(pairs), np.float32)
         console = Console(stderr=True)
         with Progress(console=console, disable=not (show_progress and console.is_terminal)) as progress:
             task = progress.add_task("reranking", total=len(pairs))
             for start in range(0, len(pairs), _CHUNK):
-                prompts = self.prompt.encode_batch(pairs[start : start + _CHUNK])
+                prompts = prompt.encode_batch(pairs[start : start + _CHUNK])
                 pending: list[tuple[list[int], Array]] = []
                 for rows, tokens_BxL, lengths_B in self._batches(prompts, batch_size):
                     pending.append((rows, self._score(self.params, tokens_BxL, lengths_B)))
@@ -135,9 +139,11 @@ class Reranker:
                     print(f"reranking {start + len(prompts)}/{len(pairs)}", file=sys.stderr)
         return scores
 
-    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Hit]:
+    def rank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None, *, instruction: str | None = None
+    ) -> list[Hit]:
         """The documents, best first; equal scores keep the order given. `top_k` keeps so many."""
-        scores = self.predict([(query, document) for document in documents])
+        scores = self.predict([(query, document) for document in documents], instruction=instruction)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Hit(int(i), float(scores[i]), documents[i]) for i in order]
 
@@ -165,12 +171,3 @@ class Reranker:
                 if length <= size:
                     return min(size, self.prompt.max_length)
         return self.prompt.max_length
-
-
-def _read_answer_ids(head: Path) -> tuple[int, int]:
-    """The tokens of the answers "0" and "1" whose logits an exported folder names as its score."""
-    try:
-        ids = json.loads(head.read_text(encoding="utf-8"))
-        return int(ids["false_token_id"]), int(ids["true_token_id"])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{head}: does not name false_token_id and true_token_id; export the model again") from None

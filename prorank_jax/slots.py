@@ -14,23 +14,27 @@ if TYPE_CHECKING:
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
+def control_tokens(tokenizer: "PreTrainedTokenizerFast") -> dict[int, str]:
+    """Id -> text of the added tokens that control something; whitespace and single characters control nothing."""
+    return {
+        id_: token.content
+        for id_, token in tokenizer.added_tokens_decoder.items()
+        if token.special or len(token.content.strip()) > 1
+    }
+
+
 def slot_tokenizer(tokenizer: "PreTrainedTokenizerFast", place: str) -> Tokenizer:
     """A copy of a tokenizer whose control tokens are ordinary text.
 
     `encode_special_tokens` of the tokenizers library would leave added tokens that are not marked
     as special (Qwen's <tool_call>) alive. So they leave the copy altogether: as added tokens, and
-    as entries of the vocabulary that merges lead to (Gemma's <start_of_turn> is one). Whitespace
-    and single characters among them control nothing, and stay.
+    as entries of the vocabulary that merges lead to (Gemma's <start_of_turn> is one).
 
     Raises:
       InputError: the model still makes a control token of ordinary text.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    control = {
-        token["id"]: token["content"]
-        for token in backend["added_tokens"]
-        if token["special"] or len(token["content"].strip()) > 1
-    }
+    control = control_tokens(tokenizer)
     kept = [token for token in backend["added_tokens"] if token["id"] not in control]
     backend["truncation"] = backend["padding"] = None
     model = backend["model"]

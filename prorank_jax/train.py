@@ -21,7 +21,7 @@ from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
+from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings
 from prorank_jax.scoring.stage import train_score
 from prorank_jax.warmup.stage import train_warmup
@@ -50,7 +50,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     """
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(config.model.base, place=partial(shardings, mesh))
-    prompt = build_prompt(load_tokenizer(pretrained.folder), config.prompt, place=config.model.base)
+    prompt = load_prompt(pretrained, config.prompt, config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
     if config.warmup is not None:
         check_rows(mesh, "warmup.prompts_per_step", config.warmup.prompts_per_step)

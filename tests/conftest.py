@@ -10,11 +10,16 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from prorank_jax.prompt import Prompt
 
 # A command that is started twice, as the resume tests do, compiles its step once.
 _COMPILATION_CACHE = tempfile.TemporaryDirectory(prefix="prorank_jax-tests-", ignore_cleanup_errors=True)
@@ -84,6 +89,29 @@ def shared() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(shared: Path) -> Path:
+    """The folder of Qwen2.5's tokenizer."""
+    return shared / "models" / "qwen2.5-tokenizer"
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_folder: Path) -> "PreTrainedTokenizerFast":
+    """Qwen2.5's tokenizer."""
+    from prorank_jax.prompt import load_tokenizer
+
+    return load_tokenizer(qwen_folder)
+
+
+@pytest.fixture(scope="session")
+def prompt(qwen: "PreTrainedTokenizerFast") -> "Prompt":
+    """The prompt that we make for Qwen2.5."""
+    from prorank_jax.config import PromptConfig
+    from prorank_jax.prompt import build_prompt
+
+    return build_prompt(qwen, PromptConfig(max_length=8192), place="qwen")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_a_file_states_only_what_it_changes(path):
     assert config.warmup.optimizer.learning_rate == 1e-5
     assert config.warmup.rewards == {"format": 1.0, "relevance": 1.0}
     assert config.score is None
-    assert config.prompt.answers == ("0", "1")
+    assert config.prompt.answers is None
     assert (config.mesh.data, config.mesh.fsdp) == (-1, 1)
     assert config.seed == 0
 
@@ -281,7 +281,7 @@ def test_differences_name_the_fields_that_differ():
     )
     assert differences(left, right) == [
         "seed: 0 -> 3",
-        "prompt.answers: ['0', '1'] -> ['no', 'yes']",
+        "prompt.answers: None -> ['no', 'yes']",
         "warmup.optimizer.learning_rate: 1e-05 -> 0.5",
         "warmup.rewards.relevance: 1.0 -> None",
     ]

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prorank_jax
+from prorank_jax.cross_encoder import LOGIT_SCORE
 from prorank_jax.errors import InputError
-from prorank_jax.export import LOGIT_SCORE, export_model
+from prorank_jax.export import export_model
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Hit, Reranker
@@ -86,7 +87,7 @@ def test_nothing_to_score(reranker: Reranker) -> None:
 def test_rank_sorts_keeps_ties_in_order_and_cuts(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {"a": 1.0, "b": 3.0, "c": 1.0, "d": -2.0, "e": 3.0}
 
-    def predict(self: Reranker, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def predict(self: Reranker, pairs: list[tuple[str, str]], instruction: None) -> np.ndarray:
         assert {query for query, _ in pairs} == {QUERY}
         return np.array([scores[document] for _, document in pairs], np.float32)
 
@@ -168,9 +169,10 @@ def test_bad_arguments_are_refused(tiny_model: Path, arguments: dict, told: str)
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("{", "does not name false_token_id and true_token_id"),
-        ('{"true_token_id": 4}', "does not name false_token_id and true_token_id"),
-        ('{"true_token_id": 4, "false_token_id": null}', "does not name false_token_id and true_token_id"),
+        ("{", "not valid JSON"),
+        ("[]", "does not name true_token_id and false_token_id; export the model again"),
+        ('{"false_token_id": 4}', "does not name true_token_id and false_token_id; export the model again"),
+        ('{"true_token_id": 4, "false_token_id": null}', "false_token_id=None: a score that is the logit of one token"),
     ],
 )
 def test_a_damaged_score_head_is_refused(exported: Path, tmp_path: Path, content: str, told: str) -> None:
@@ -198,7 +200,7 @@ def test_a_prompt_that_we_make_shows_either_first(tiny_model: Path, exported: Pa
         Reranker.from_pretrained(tiny_model, max_length=160, order=order) for order in ("query_first", "document_first")
     )
     assert first.prompt.encode(*pair) == Reranker.from_pretrained(tiny_model, max_length=160).prompt.encode(*pair)
-    assert second.prompt.document_first and not first.prompt.document_first
+    assert second.prompt.pieces.document_first and not first.prompt.pieces.document_first
     assert Reranker.from_pretrained(exported, order="query_first").max_length == 160
     with pytest.raises(InputError, match="prints the query first, and prompt.order is document_first"):
         Reranker.from_pretrained(exported, order="document_first")
