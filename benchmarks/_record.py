@@ -24,7 +24,7 @@ def write(
 ) -> None:
     """Writes figures with the date, the command, the machine in words and the versions of libraries.
 
-    The command is as it was typed, but that of `out` only the file's name stands in it.
+    The command is as it was typed, but for the folder of `out`.
     """
     options = shlex.join(sys.argv[1:]).replace(str(out), out.name)
     record = {

@@ -64,6 +64,20 @@ def train(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder, RUN/score, or RUN/score/checkpoints/STEP.")],
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    kind: Annotated[str, typer.Option("--format", help="causal, or seq-cls: a classifier of one label.")] = "causal",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write any checkpoint of a run as a Hugging Face model folder."""
+    from prorank_jax.export import export_checkpoint
+
+    stage, step = export_checkpoint(checkpoint, out, kind=kind, dtype=dtype)
+    print(f"model: {out}   step {step} of {stage}, {kind}, {dtype}")
+
+
+@app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help="BEIR folder of the collection.")],
     model: Annotated[str | None, typer.Argument(help="Model folder, hub id, or builtin:tiny.")] = None,
@@ -77,11 +91,13 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Retrieve, rerank and measure one collection."""
+    from prorank_jax.card import add_measurement
     from prorank_jax.data.beir import read_beir
     from prorank_jax.data.candidates import candidates
     from prorank_jax.evaluate import evaluate as evaluate_run
     from prorank_jax.report import markdown_table
     from prorank_jax.reranker import Reranker
+    from prorank_jax.run_folder import CONFIG_FILE
 
     if (model is None) != first_stage_only:
         raise InputError("prorank evaluate: give either a MODEL or --first-stage-only, not both and not neither")
@@ -89,12 +105,15 @@ def evaluate(
     reranker = (
         None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
     )
+    of_run = model is not None and (Path(model).parent / CONFIG_FILE).exists()
     if out is None:
-        of_run = model is not None and (Path(model).parent / "config.yaml").exists()
         out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
     run = candidates(collection, first_stage, depth)
     figures = evaluate_run(reranker, collection, run, out, first_stage=first_stage, depth=depth, show_progress=True)
-    print(markdown_table({f"{collection.name} {split}, {len(collection.queries)} queries": figures}))
+    if of_run and model is not None and reranker is not None:
+        add_measurement(Path(model), figures, reranker.prompt)
+    table = {f"{collection.name} {split}, {len(collection.queries)} queries": figures["metrics"]}
+    print(markdown_table(table))
     what = "as retrieved" if reranker is None else f"reranked, {reranker.max_length} tokens, {reranker.dtype}"
     print(f"\nfirst stage {first_stage}, depth {depth}, {what}; run and metrics: {out}")
 
@@ -105,6 +124,7 @@ def rerank(
     documents: Annotated[Path, typer.Argument(help="Text file, one document a line; - is standard input.")],
     query: Annotated[str, typer.Option(help="The query.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print [default: all].")] = None,
+    instruction: Annotated[str | None, typer.Option(help="The task, in place of the prompt's own.")] = None,
     max_length: MaxLength = None,
     order: Order = None,
     dtype: Dtype = "float32",
@@ -120,7 +140,7 @@ def rerank(
     if not lines:
         raise InputError(f"{documents}: holds no document; write one a line")
     reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
-    for hit in reranker.rank(query, [line for _, line in lines], top_k):
+    for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
 
 

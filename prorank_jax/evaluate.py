@@ -44,7 +44,7 @@ def evaluate(
     first_stage: str,
     depth: int,
     show_progress: bool = False,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Reranks the run, or takes it as it is where `reranker` is None, and measures it.
 
     Args:
@@ -54,8 +54,8 @@ def evaluate(
       depth: candidates asked for per query, for the protocol.
 
     Returns:
-      the metrics of the reranked run; `metrics.json` also has those of the first stage, the best
-      nDCG@10 that any reranking of it could reach, and the protocol.
+      what `metrics.json` holds: `metrics` of the reranked run, those of the `first_stage`, the
+      `oracle` (the best nDCG@10 that any reranking of it could reach), and the `protocol`.
 
     Raises:
       InputError: `out` cannot be made, or the reranker gives a score that is not finite.
@@ -71,17 +71,17 @@ def evaluate(
     else:
         ranked = _comparable(collection, rerank(reranker, collection, run, show_progress))
     metrics = measure(collection, ranked)
+    summary = {
+        "metrics": metrics,
+        "first_stage": metrics if reranker is None else measure(collection, retrieved),
+        "oracle": {"ndcg@10": oracle_ndcg_at_10(collection.qrels, run)},
+        "protocol": _protocol(reranker, collection, run, first_stage, depth),
+    }
     if out is not None:
         write_run(out / "run.trec", ranked, tag="first-stage" if reranker is None else "prorank")
-        summary = {
-            "metrics": metrics,
-            "first_stage": metrics if reranker is None else measure(collection, retrieved),
-            "oracle": {"ndcg@10": oracle_ndcg_at_10(collection.qrels, run)},
-            "protocol": _protocol(reranker, collection, run, first_stage, depth),
-        }
         # Last, so that its presence says that the folder is whole.
         write_atomically(out / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return metrics
+    return summary
 
 
 def rerank(reranker: PairScorer, collection: Collection, run: Run, show_progress: bool = False) -> Run:

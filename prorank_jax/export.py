@@ -1,36 +1,124 @@
-"""Writes the model folder that other tools load: weights, tokenizer, prompt, and how to read the score.
+"""Writes the model folder that other tools load: weights, tokenizer, prompt, model card, and how to read the score.
 
-`transformers.AutoModelForCausalLM` reads the weights; `sentence_transformers.CrossEncoder(folder)` gives our scores,
-since the folder names the prompt's template, the two answer tokens and the identity as activation; `Reranker` reads the
-same files back. A folder appears whole or not at all.
+`causal` is the language model itself: `transformers.AutoModelForCausalLM` reads it, sentence-transformers'
+`CrossEncoder` gives our scores, and `Reranker` reads the same files back. `seq-cls` is a classifier of one label with
+the same scores, for servers that know classifiers only. A folder appears whole or not at all.
 """
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from prorank_jax.cross_encoder import causal_files
-from prorank_jax.model.decoder import Params
-from prorank_jax.model.hf import Pretrained, save_pretrained
-from prorank_jax.prompt import Prompt, load_tokenizer
+import jax
+import numpy as np
+
+from prorank_jax.card import RECORD, Record, read_record, run_record, write_record
+from prorank_jax.config import load_config
+from prorank_jax.cross_encoder import causal_files, classifier_files
+from prorank_jax.errors import InputError
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.hf import Pretrained, classifier_config, load_pretrained, save_pretrained
+from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
+from prorank_jax.run_folder import CONFIG_FILE, Trained, checkpoints, find_checkpoint
+
+KINDS = ("causal", "seq-cls")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def export_model(folder: Path, base: Pretrained, params: Params, prompt: Prompt) -> None:
-    """Writes `params`, trained from `base`, with its prompt; what stood in `folder` is replaced."""
+def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: str = "float32") -> Trained:
+    """Exports any step of a run folder: RUN, RUN/score, RUN/score/checkpoints/STEP (see `find_checkpoint`).
+
+    The card shows what was measured of the run's own export where that is of the same step and dtype.
+
+    Returns:
+      the step that was exported.
+
+    Raises:
+      InputError: no such checkpoint, one that is damaged or of another model, or `out` is not to be written.
+    """
+    _check_choice("format", kind, KINDS)
+    _check_choice("dtype", dtype, DTYPES)
+    workdir, trained = find_checkpoint(source)
+    config = load_config(workdir / CONFIG_FILE)
+    base = load_pretrained(config.model.base)
+    prompt = load_prompt(base, config.prompt, config.model.base)
+    check_out(out, base.folder)
+    shapes = jax.eval_shape(Decoder(base.config).init, jax.random.key(0))
+    params = checkpoints(workdir, trained.stage).restore_params(trained.step, shapes)
+    record = run_record(config, *trained)
+    own = read_record(workdir / "export")
+    if own is not None and (own.stage, own.step) == trained and dtype == DTYPES[0]:
+        record = replace(record, measured=own.measured)
+    export_model(out, base, params, prompt, replace(record, kind=kind), dtype=dtype)
+    return trained
+
+
+def export_model(
+    folder: Path, base: Pretrained, params: Params, prompt: Prompt, record: Record, *, dtype: str = "float32"
+) -> None:
+    """Writes `params`, trained from `base`, with its prompt and what is known of it; an older export is replaced.
+
+    Raises:
+      InputError: `folder` holds something else; a classifier is asked for that would have other scores.
+    """
+    check_out(folder, base.folder)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_pretrained(unfinished, params, base.config, base.hf_config)
+    if record.kind == "causal":
+        save_pretrained(unfinished, params, base.config, base.hf_config, dtype=dtype)
+        generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
+        files = {"generation_config.json": generation, **causal_files(prompt.answer_ids)}
+    else:
+        row = _classifier(base, params, prompt)
+        config = classifier_config(base.hf_config, prompt.pad_id)
+        save_pretrained(unfinished, params, base.config, config, dtype=dtype, classifier=row)
+        files = classifier_files()
     tokenizer = load_tokenizer(base.folder)
     tokenizer.chat_template = prompt.template
     tokenizer.model_max_length = prompt.max_length
     # transformers saves the attribute only where the tokenizer was made with it.
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     tokenizer.save_pretrained(unfinished)
-    generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
-    for name, content in {"generation_config.json": generation, **causal_files(prompt.answer_ids)}.items():
+    for name, content in files.items():
         path = unfinished / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_record(unfinished, record, prompt)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def check_out(folder: Path, base: Path) -> None:
+    """Refuses to replace anything but an older export.
+
+    Raises:
+      InputError: there is a file, a folder with other things in it, or the base model.
+    """
+    if folder.exists() and folder.resolve() == base.resolve():
+        raise InputError(f"{folder}: is the base model itself; give another folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists()):
+        raise InputError(f"{folder}: there already, and not an exported model; give another folder")
+
+
+def _classifier(base: Pretrained, params: Params, prompt: Prompt) -> np.ndarray:
+    """The row of the second answer in the unembedding less that of the first, float32 [1, D]."""
+    if base.config.logit_cap is not None:
+        raise InputError(
+            f"format=seq-cls: a classifier does not cap its logit (final_logit_softcapping={base.config.logit_cap}), "
+            "and would rank otherwise; use format causal"
+        )
+    if prompt.pieces.tail_ids[-1:] == [prompt.pad_id]:
+        raise InputError(
+            f"format=seq-cls: the prompt ends with the padding token {prompt.pad_id}, which a classifier overlooks; "
+            "use format causal"
+        )
+    table = params["embedding" if base.config.tied else "unembedding"]
+    no, yes = (np.asarray(table[id_], np.float32) for id_ in prompt.answer_ids)
+    return (yes - no)[None]
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name}={value!r}: not known; use {', '.join(known[:-1])} or {known[-1]}")

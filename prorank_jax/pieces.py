@@ -69,6 +69,11 @@ class Pieces:
         """Tokens of the template alone."""
         return len(self.head_ids) + len(self.middle_ids) + len(self.tail_ids) + self.query.length + self.document.length
 
+    def length_around_document(self, query_ids: list[int]) -> int:
+        """Tokens of a prompt without what fills the document's slot."""
+        filled = [-1]
+        return len(self.join(query_ids, filled)) - len(filled)
+
     def join(self, query_ids: list[int], document_ids: list[int]) -> list[int]:
         """The prompt of two filled slots."""
         slots = [(query_ids, self.query.is_empty(query_ids)), (document_ids, self.document.is_empty(document_ids))]

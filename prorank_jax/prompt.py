@@ -100,15 +100,13 @@ class Prompt:
         pieces = self.pieces
         queries = self._filled((query for query, _ in pairs), pieces.query)
         documents = self._filled((document for _, document in pairs), pieces.document)
-        fixed = len(pieces.head_ids) + len(pieces.middle_ids) + len(pieces.tail_ids)
         query_room = self.room * 3 // 4 + pieces.query.length
-        prompts = []
-        for query, document in pairs:
-            query_ids = _cut(queries[query], query_room, pieces.query.after_ids)
-            document_room = self.max_length - fixed - len(query_ids)
-            document_ids = _cut(documents[document], document_room, pieces.document.after_ids)
-            prompts.append(pieces.join(query_ids, document_ids))
-        return prompts
+        queries = {query: _cut(ids, query_room, pieces.query.after_ids) for query, ids in queries.items()}
+        rooms = {query: self.max_length - pieces.length_around_document(ids) for query, ids in queries.items()}
+        return [
+            pieces.join(queries[query], _cut(documents[document], rooms[query], pieces.document.after_ids))
+            for query, document in pairs
+        ]
 
     def with_instruction(self, instruction: str) -> "Prompt":
         """This prompt with another task statement, in the place where the template prints the `system` message.

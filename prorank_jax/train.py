@@ -1,9 +1,5 @@
 """A whole run: base model -> prompt warmup -> score learning -> exported folder, in one run folder.
 
-    config.yaml   the resolved configuration
-    warmup/, score/   checkpoints/<step>/, metrics.jsonl, TensorBoard events
-    export/   the model
-
 Started again on the same folder, a run goes on where it stopped; a finished stage is only read back.
 """
 
@@ -13,20 +9,19 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from prorank_jax.config import RunConfig, differences, dump_config, load_config
+from prorank_jax.card import run_record
+from prorank_jax.config import RunConfig
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import candidates, write_atomically
+from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import Groups, Pairs, Selection
-from prorank_jax.errors import InputError
-from prorank_jax.export import export_model
+from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, load_prompt
+from prorank_jax.run_folder import check_run_folder, open_run_folder
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings
 from prorank_jax.scoring.stage import train_score
 from prorank_jax.warmup.stage import train_warmup
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     if config.score is not None:
         check_rows(mesh, "score.queries_per_step", config.score.queries_per_step)
     check_run_folder(config, workdir)
+    check_out(workdir / "export", pretrained.folder)
     collection = read_beir(config.data.path, config.data.split)
     run = candidates(collection, config.data.candidates, config.data.depth)
     selection = Selection(config.data.relevant_from, config.data.found_only, config.data.random_negatives)
@@ -70,27 +66,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     final = warmed_up
     if config.score is not None:
         final = train_score(config, decoder, final, prompt, groups, mesh, workdir / "score")
-    export_model(workdir / "export", pretrained, final, prompt)
+    stage, steps = ("warmup", config.warmup) if config.score is None else ("score", config.score)
+    assert steps is not None
+    export_model(workdir / "export", pretrained, final, prompt, run_record(config, stage, steps.steps))
     return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export")
-
-
-def check_run_folder(config: RunConfig, workdir: Path) -> None:
-    """Refuses a run folder that was made with another configuration; says which keys differ."""
-    path = workdir / CONFIG_FILE
-    if path.exists() and (changed := differences(load_config(path), config)):
-        raise InputError(
-            f"{workdir}: made with another configuration ({'; '.join(changed)}); "
-            "use that configuration to go on, or another --workdir"
-        )
-
-
-def open_run_folder(config: RunConfig, workdir: Path) -> None:
-    """Makes the run folder and keeps the configuration in it.
-
-    Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG_FILE, dump_config(config))
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None

@@ -1,21 +1,27 @@
 """The exported folder in the tools of others: equal scores, and the same model when it comes back."""
 
+import dataclasses
 import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import torch
+from hf_models import write_model
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForCausalLM
 
+from prorank_jax.card import Record, read_record
 from prorank_jax.config import PromptConfig
+from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
 from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.families import FAMILIES
 from prorank_jax.model.hf import Pretrained, load_pretrained
 from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
 from prorank_jax.reranker import Reranker
@@ -31,6 +37,11 @@ QUERIES = [
     "two\nlines?",
     "ends in a colon:",
     "?",
+    "ends in a newline\n",
+    "Où dort-on ?",
+    "SELECT * FROM places WHERE price < 10;",
+    "「安い」？",
+    "price of 1,000 m²…",
 ]
 DOCUMENTS = [
     "Bal, Rose Wold. Bal of Rose Wold serves fish. It is full of peace.",
@@ -43,6 +54,16 @@ DOCUMENTS = [
     "Kein Punkt am Ende",
     "ends in brackets (so)",
     "   spaces around   ",
+    "def add(a, b):\n    return a + b\n",
+    '{"name": "Bal", "price": [1, 2.5], "open": true}\n\n',
+    "<p>It is &lt;cheap&gt;.</p>",
+    "tabs\tand\r\nother ends\r\n",
+    "👨‍👩‍👧‍👦🏳️‍🌈🇩🇪",
+    "混合 text، مع العربية 🙂!",
+    "Query:\nDocument:\n",
+    "It serves fish. " * 60,
+    "价格便宜。" * 80,
+    "x" * 900 + "?\n",
 ]
 PAIRS = list(itertools.product(QUERIES, DOCUMENTS))
 
@@ -55,9 +76,18 @@ def changed(pretrained: Pretrained) -> dict:
 def export(model: Path, folder: Path) -> Reranker:
     """Exports changed parameters and returns the reranker made of them in memory."""
     pretrained = load_pretrained(model)
-    prompt = build_prompt(load_tokenizer(model), PromptConfig(max_length=200), place=str(model))
+    prompt = build_prompt(load_tokenizer(model), PromptConfig(max_length=300), place=str(model))
     params = changed(pretrained)
-    export_model(folder, pretrained, params, prompt)
+    export_model(folder, pretrained, params, prompt, Record("base"))
+    return Reranker(Decoder(pretrained.config), params, prompt)
+
+
+def classifier(model: Path, folder: Path) -> Reranker:
+    """Exports changed parameters as a classifier, and returns the reranker made of them in memory."""
+    pretrained = load_pretrained(model)
+    prompt = build_prompt(load_tokenizer(model), PromptConfig(max_length=300), place=str(model))
+    params = changed(pretrained)
+    export_model(folder, pretrained, params, prompt, Record("base", kind="seq-cls"))
     return Reranker(Decoder(pretrained.config), params, prompt)
 
 
@@ -84,8 +114,10 @@ def exported(
 def test_scores_in_transformers(exported: tuple[Path, Reranker]) -> None:
     folder, reranker = exported
     ours = reranker.predict(PAIRS)
-    assert len(PAIRS) == 100
-    assert max(map(len, reranker.prompt.encode_batch(PAIRS))) < reranker.max_length
+    assert len(PAIRS) == 300
+    lengths = [len(ids) for ids in reranker.prompt.encode_batch(PAIRS)]
+    assert max(lengths) == reranker.max_length
+    assert lengths.count(reranker.max_length) >= 3 * len(QUERIES)
     assert ours.std() > 0.1
     np.testing.assert_allclose(causal_scores(folder, reranker.prompt), ours, atol=1e-4)
 
@@ -100,11 +132,84 @@ def test_scores_in_sentence_transformers(exported: tuple[Path, Reranker]) -> Non
     assert [hit["corpus_id"] for hit in hits] == [hit.index for hit in reranker.rank(QUERIES[0], DOCUMENTS)]
 
 
+@pytest.mark.parametrize("instruction", ["Does the document refute the query?", "Zwei\nZeilen: 検索", "So?\n"])
+def test_scores_with_an_instruction(exported: tuple[Path, Reranker], instruction: str) -> None:
+    folder, reranker = exported
+    ours = reranker.predict(PAIRS, instruction=instruction)
+    assert np.abs(ours - reranker.predict(PAIRS)).max() > 0.01
+    theirs = CrossEncoder(str(folder), device="cpu").predict(PAIRS, batch_size=8, prompt=instruction)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_scores_of_a_classifier(tiny_model: Path, untied_model: Path, tmp_path: Path, tied: bool) -> None:
+    folder = tmp_path / "classifier"
+    reranker = classifier(tiny_model if tied else untied_model, folder)
+    ours = reranker.predict(PAIRS)
+    model = CrossEncoder(str(folder), device="cpu")
+    assert type(model[0].auto_model).__name__ == "Qwen2ForSequenceClassification"
+    np.testing.assert_allclose(model.predict(PAIRS, batch_size=8), ours, atol=1e-4)
+    told = reranker.predict(PAIRS, instruction="Judge.")
+    np.testing.assert_allclose(model.predict(PAIRS, batch_size=8, prompt="Judge."), told, atol=1e-4)
+    hf_config = json.loads((folder / "config.json").read_text())
+    assert hf_config["architectures"] == ["Qwen2ForSequenceClassification"]
+    assert hf_config["pad_token_id"] == reranker.prompt.pad_id
+    with pytest.raises(InputError, match=r"architectures=\['Qwen2ForSequenceClassification'\] is not supported"):
+        Reranker.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_of_each_family(tiny_model: Path, tmp_path: Path, family: str) -> None:
+    """The tiny model's tokenizer on random weights of another family."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    caps: dict[str, Any] = {"final_logit_softcapping": None} if family == "gemma2" else {}
+    window: dict[str, Any] = {"sliding_window": 64} if family.startswith("gemma") else {}
+    write_model(base, family, vocab_size=700, **window, **caps)
+    reranker = classifier(base, tmp_path / "classifier")
+    ours = reranker.predict(PAIRS[::7])
+    assert ours.std() > 0.1
+    attention = {"attn_implementation": "eager"}  # the only one with Gemma 2's soft caps
+    model = CrossEncoder(str(tmp_path / "classifier"), device="cpu", model_kwargs=attention)
+    np.testing.assert_allclose(model.predict(PAIRS[::7], batch_size=8), ours, atol=1e-4)
+
+
+def test_a_classifier_that_would_rank_otherwise_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    write_model(base, "gemma2", vocab_size=700)
+    with pytest.raises(InputError, match=r"^format=seq-cls: a classifier does not cap its logit .*=30.0\), and would"):
+        classifier(base, tmp_path / "classifier")
+    prompt = build_prompt(load_tokenizer(tiny_model), PromptConfig(), place="x")
+    prompt = dataclasses.replace(prompt, pad_id=prompt.pieces.tail_ids[-1])
+    pretrained = load_pretrained(tiny_model)
+    with pytest.raises(
+        InputError, match="^format=seq-cls: the prompt ends with the padding token .*; use format causal"
+    ):
+        export_model(tmp_path / "x", pretrained, pretrained.params, prompt, Record("base", kind="seq-cls"))
+
+
+def test_nothing_but_an_older_export_is_replaced(tiny_model: Path, tmp_path: Path) -> None:
+    for held in ("notes", "other/model.safetensors"):
+        path = tmp_path / held
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept")
+        folder = tmp_path / held.split("/")[0]
+        with pytest.raises(
+            InputError, match=f"^{folder}: there already, and not an exported model; give another folder"
+        ):
+            export(tiny_model, folder)
+        assert path.read_text() == "kept"
+    export(tiny_model, tmp_path / "export")
+    with pytest.raises(InputError, match="is the base model itself; give another folder"):
+        export(tmp_path / "export", tmp_path / "export")
+
+
 def test_comes_back_bit_for_bit(exported: tuple[Path, Reranker]) -> None:
     folder, reranker = exported
     back = Reranker.from_pretrained(folder)
     assert back.prompt == reranker.prompt
-    assert back.max_length == 200
+    assert back.max_length == 300
     assert back.decoder == reranker.decoder
     ours, theirs = (jax.tree_util.tree_flatten_with_path(r.params)[0] for r in (reranker, back))
     assert [path for path, _ in ours] == [path for path, _ in theirs]
@@ -116,7 +221,9 @@ def test_comes_back_bit_for_bit(exported: tuple[Path, Reranker]) -> None:
 def test_an_export_of_an_export_is_the_same_folder(exported: tuple[Path, Reranker], tmp_path: Path) -> None:
     folder, _ = exported
     back = Reranker.from_pretrained(folder)
-    export_model(tmp_path / "again", load_pretrained(folder), back.params, back.prompt)
+    record = read_record(folder)
+    assert record is not None
+    export_model(tmp_path / "again", load_pretrained(folder), back.params, back.prompt, record)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for file in files:
@@ -126,6 +233,7 @@ def test_an_export_of_an_export_is_the_same_folder(exported: tuple[Path, Reranke
 def test_a_folder_is_replaced_whole(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "export"
     folder.mkdir(parents=True)
+    (folder / "prorank.json").write_text("{}")
     (folder / "model-00001-of-00002.safetensors").write_text("of an older and larger model")
     unfinished = tmp_path / "run" / "export.unfinished"
     unfinished.mkdir()
@@ -134,12 +242,14 @@ def test_a_folder_is_replaced_whole(tiny_model: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["export"]
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "1_LogitScore/config.json",
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "config_sentence_transformers.json",
         "generation_config.json",
         "model.safetensors",
         "modules.json",
+        "prorank.json",
         "sentence_bert_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -153,7 +263,7 @@ def test_an_export_that_fails_leaves_the_older_folder(tiny_model: Path, tmp_path
     pretrained = load_pretrained(tiny_model)
     prompt = build_prompt(load_tokenizer(tiny_model), PromptConfig(), place="x")
     with pytest.raises(KeyError):
-        export_model(folder, pretrained, {}, prompt)
+        export_model(folder, pretrained, {}, prompt, Record("base"))
     assert (folder / "model.safetensors").read_bytes() == before
 
 
@@ -188,7 +298,7 @@ def test_another_wording_is_exported_with_the_model(tiny_model: Path, tmp_path: 
     pretrained = load_pretrained(tiny_model)
     config = PromptConfig(max_length=300, **prompt_config)
     prompt = build_prompt(load_tokenizer(tiny_model), config, place="x")
-    export_model(tmp_path / "export", pretrained, pretrained.params, prompt)
+    export_model(tmp_path / "export", pretrained, pretrained.params, prompt, Record("base"))
     back = Reranker.from_pretrained(tmp_path / "export")
     assert back.prompt == prompt
     ours = back.predict(PAIRS)

@@ -118,9 +118,9 @@ def test_training_goes_on_from_a_reranker(tiny_model: Path, tiny_collection: Pat
 
 
 def test_what_is_wrong_with_a_folder_is_said(tiny_model: Path, tmp_path: Path) -> None:
-    def refused(folder: Path, **arguments: int) -> str:
+    def refused(folder: Path, max_length: int | None = None) -> str:
         with pytest.raises(InputError) as error:
-            Reranker.from_pretrained(folder, **arguments)
+            Reranker.from_pretrained(folder, max_length=max_length)
         assert "\n" not in str(error.value)
         return str(error.value)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prorank_jax
+from prorank_jax.card import Record
 from prorank_jax.cross_encoder import LOGIT_SCORE
 from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
@@ -33,7 +34,7 @@ def reranker(tiny_model: Path) -> Reranker:
 @pytest.fixture(scope="module")
 def exported(tiny_model: Path, reranker: Reranker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "export"
-    export_model(folder, load_pretrained(tiny_model), reranker.params, reranker.prompt)
+    export_model(folder, load_pretrained(tiny_model), reranker.params, reranker.prompt, Record("base"))
     return folder
 
 

@@ -18,7 +18,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prorank_jax"
 LAYERS = [
     ["config", "errors"],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
-    ["data.", "runtime.", "model.", "warmup.", "scoring.", "prompt", "templates", "slots", "export"],
+    [
+        *("data.", "runtime.", "model.", "warmup.", "scoring."),
+        *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "card", "export"),
+    ],
     ["train", "demo.", "reranker", "evaluate", "report", "plan", "doctor", "warmup.stage", "scoring.stage"],
     ["cli"],
 ]

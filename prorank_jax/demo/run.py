@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prorank_jax.card import add_measurement
 from prorank_jax.config import RunConfig, parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, write_atomically
@@ -13,7 +14,8 @@ from prorank_jax.demo.world import write_world
 from prorank_jax.evaluate import evaluate
 from prorank_jax.report import plot_curves
 from prorank_jax.reranker import Reranker
-from prorank_jax.train import check_run_folder, train
+from prorank_jax.run_folder import check_run_folder
+from prorank_jax.train import train
 from prorank_jax.warmup.probe import answer_rates
 
 DEPTH = 30
@@ -73,7 +75,9 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
         out = workdir / "evaluation" / name
         figures = evaluate(reranker, test, run, out, first_stage="bm25", depth=DEPTH, show_progress=True)
-        rows[name] = {"ndcg@10": figures["ndcg@10"]}
+        rows[name] = {"ndcg@10": figures["metrics"]["ndcg@10"]}
+        if name == "score":
+            add_measurement(trained.export, figures, trained.prompt)
         if params is not None and name != "score":
             rows[name] = answer_rates(trained.decoder, params, trained.prompt, pairs, labels) | rows[name]
     plot_curves(workdir, workdir / "curves.png")

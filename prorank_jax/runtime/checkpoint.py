@@ -6,7 +6,8 @@ whole, and the leftover folder is no step. Arrays come back bit for bit, onto wh
 describes. Every process of a multi-host run makes the same calls on one shared folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from prorank_jax.errors import InputError
 
 State = Any
 """A pytree of arrays: nested dicts, tuples, optax states."""
+_ITEM = "default"
+"""The folder in a step's folder where Orbax puts the one item that is saved."""
 
 # Orbax warns of what is ordinary here: leftovers of a killed run, hosts without a part of the data.
 logging.set_verbosity(logging.ERROR)
@@ -72,26 +75,53 @@ class Checkpoints:
           InputError: no such step, it is damaged, or it holds other arrays than `abstract_state`: names what
             differs.
         """
+        step = self._finished(step)
+        with self._damage_named(step):
+            _check(f"{self._folder}/{step}", _flatten(self._saved(step)), _flatten(abstract_state))
+            return self._manager.restore(step, args=ocp.args.StandardRestore(_placed(abstract_state)))
+
+    def restore_params(self, step: int | None, abstract_params: State) -> State:
+        """The entry `params` of the state saved at `step`, and nothing else of it; as `restore` otherwise."""
+        step = self._finished(step)
+        with self._damage_named(step):
+            saved = self._saved(step)
+            if "params" not in saved:
+                raise ValueError("it holds no params")
+            _check(f"{self._folder}/{step}", _flatten(saved["params"]), _flatten(abstract_params))
+            wanted = {"params": _placed(abstract_params)}
+            arguments = ocp.args.PyTreeRestore(
+                item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                restored: State = reader.restore(self._folder / str(step) / _ITEM, args=arguments)
+            return restored["params"]
+
+    def _finished(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
             raise InputError(f"{self._folder}: no finished checkpoint here; give the folder of a run that saved one")
         if step is None:
-            step = steps[-1]
+            return steps[-1]
         if step not in steps:
             raise InputError(f"{self._folder}: no step {step}; the saved steps are {', '.join(map(str, steps))}")
-        place = f"{self._folder}/{step}"
+        return step
+
+    def _saved(self, step: int) -> State:
+        saved = self._manager.item_metadata(step)
+        if saved is None:
+            raise ValueError("it lists no arrays")
+        return saved
+
+    @contextmanager
+    def _damage_named(self, step: int) -> Iterator[None]:
         try:
-            saved = self._manager.item_metadata(step)
-            if saved is None:
-                raise ValueError("it lists no arrays")
-            _check(place, _flatten(saved), _flatten(abstract_state))
-            return self._manager.restore(step, args=ocp.args.StandardRestore(_placed(abstract_state)))
+            yield
         except InputError:
             raise
         except ValueError as error:
             reason = str(error).splitlines()[0][:200]
             remedy = "if its files are damaged, delete that folder to go on from the step before it"
-            raise InputError(f"{place}: cannot be restored ({reason}); {remedy}") from error
+            raise InputError(f"{self._folder}/{step}: cannot be restored ({reason}); {remedy}") from error
 
 
 def _placed(abstract_state: State) -> State:

@@ -1,0 +1,80 @@
+"""The run folder: what lies where in it, whose it is, and which of its checkpoints a path names.
+
+config.yaml       the resolved configuration
+warmup/, score/   checkpoints/<step>/, metrics.jsonl, TensorBoard events
+export/           the model
+evaluation/       run.trec and metrics.json of each collection
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from prorank_jax.config import RunConfig, differences, dump_config, load_config
+from prorank_jax.data.candidates import write_atomically
+from prorank_jax.errors import InputError
+from prorank_jax.runtime.checkpoint import Checkpoints
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+STAGES = ("warmup", "score")
+
+
+class Trained(NamedTuple):
+    """How far a model was trained: steps of a stage, after the stages before it."""
+
+    stage: str
+    step: int
+
+
+def check_run_folder(config: RunConfig, workdir: Path) -> None:
+    """Refuses a run folder that was made with another configuration; says which keys differ."""
+    path = workdir / CONFIG_FILE
+    if path.exists() and (changed := differences(load_config(path), config)):
+        raise InputError(
+            f"{workdir}: made with another configuration ({'; '.join(changed)}); "
+            "use that configuration to go on, or another --workdir"
+        )
+
+
+def open_run_folder(config: RunConfig, workdir: Path) -> None:
+    """Makes the run folder and keeps the configuration in it.
+
+    Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / CONFIG_FILE, dump_config(config))
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None
+
+
+def checkpoints(workdir: Path, stage: str) -> Checkpoints:
+    """The checkpoints of a stage, for reading."""
+    return Checkpoints(workdir / stage / CHECKPOINTS, keep=1)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Trained]:
+    """The run folder and the step that a path names: RUN, RUN/score or RUN/score/checkpoints/120.
+
+    A path without a step means the newest one, a run folder the last of its stages that has one.
+
+    Raises:
+      InputError: no run folder there, or no such finished step.
+    """
+    lying = path.absolute()
+    run = next((folder for folder in (lying, *lying.parents) if (folder / CONFIG_FILE).is_file()), None)
+    named = () if run is None else lying.relative_to(run).parts
+    shape_is_known = len(named) <= 3 and named[:1] in ((), *((stage,) for stage in STAGES))
+    if run is None or not shape_is_known or named[1:2] not in ((), (CHECKPOINTS,)):
+        raise InputError(
+            f"{path}: not a checkpoint of a run; give a run folder (with {CONFIG_FILE}), "
+            f"or RUN/score/{CHECKPOINTS}/STEP"
+        )
+    saved = {stage: checkpoints(run, stage).steps() for stage in (named[:1] or reversed(STAGES))}
+    stage = next((stage for stage, steps in saved.items() if steps), None)
+    if stage is None:
+        raise InputError(f"{path}: no finished checkpoint here; train first: prorank train CONFIG --workdir {path}")
+    step = named[2] if len(named) == 3 else str(saved[stage][-1])
+    if step not in map(str, saved[stage]):
+        raise InputError(f"{path}: no step {step}; the saved steps are {', '.join(map(str, saved[stage]))}")
+    return run, Trained(stage, int(step))
