@@ -4,6 +4,7 @@ A measurement is kept in the folder that was measured. So a card never shows the
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,20 @@ def write_record(folder: Path, record: Record, prompt: Prompt) -> None:
 
 
 def add_measurement(folder: Path, figures: Figures, prompt: Prompt) -> None:
-    """Adds the figures of a collection to an exported folder and its card; those of the same protocol are replaced."""
+    """Adds the figures of a collection to an exported folder and its card; those of the same protocol are replaced.
+
+    Nothing is added to a folder that is not an export, or that cannot be written.
+    """
     record = read_record(folder)
     if record is None:
         return
     protocol = figures["protocol"]
     figures = figures | {"protocol": protocol | {"first_stage": public_name(protocol["first_stage"])}}
+    # What was measured may have been cut shorter than what the folder is made for.
+    prompt = replace(prompt, max_length=prompt.tokenizer.model_max_length)
     kept = [known for known in record.measured if known["protocol"] != figures["protocol"]]
-    write_record(folder, replace(record, measured=(*kept, figures)), prompt)
+    with suppress(OSError):  # the figures are in metrics.json as well
+        write_record(folder, replace(record, measured=(*kept, figures)), prompt)
 
 
 def model_card(record: Record, prompt: Prompt) -> str:
@@ -208,11 +215,11 @@ inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dic
 
 {messages}
 logits = AutoModelForCausalLM.from_pretrained("FOLDER")(**inputs).logits[0, -1]
-score = logits[{yes_id}] - logits[{no_id}]"""
+score = (logits[{yes_id}] - logits[{no_id}]).item()"""
     classifier = f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 {messages}
-score = AutoModelForSequenceClassification.from_pretrained("FOLDER")(**inputs).logits[0, 0]"""
+score = AutoModelForSequenceClassification.from_pretrained("FOLDER")(**inputs).logits.item()"""
     prorank = """from prorank_jax import Reranker
 
 reranker = Reranker.from_pretrained("FOLDER")

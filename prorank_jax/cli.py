@@ -110,7 +110,7 @@ def evaluate(
         out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
     run = candidates(collection, first_stage, depth)
     figures = evaluate_run(reranker, collection, run, out, first_stage=first_stage, depth=depth, show_progress=True)
-    if of_run and model is not None and reranker is not None:
+    if model is not None and Path(model).is_dir() and reranker is not None:
         add_measurement(Path(model), figures, reranker.prompt)
     table = {f"{collection.name} {split}, {len(collection.queries)} queries": figures["metrics"]}
     print(markdown_table(table))

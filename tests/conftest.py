@@ -7,14 +7,17 @@ platform, the offline switch, and a compilation cache.
 import ipaddress
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import pytest
+
+Prorank = Callable[..., tuple[int, str, str]]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -136,6 +139,40 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(world, "SPLITS", {"train": 3, "test": 2})
         world.write_world(folder, seed=0)
     return folder
+
+
+@pytest.fixture
+def prorank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prorank:
+    """Runs a command in this process: its exit status, standard output and standard error."""
+
+    from prorank_jax.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prorank", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        code = stopped.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(prorank: Prorank) -> Callable[..., str]:
+    """Runs a command that must be refused; returns its one line."""
+
+    def run(*arguments: object) -> str:
+        status, out, err = prorank(*arguments)
+        assert status == 2, err
+        assert out == ""
+        assert err.startswith("prorank: ")
+        assert err.endswith("\n") and err.count("\n") == 1, err
+        return err.removeprefix("prorank: ").rstrip("\n")
+
+    return run
 
 
 def _write_tiny_model(folder: Path, tied: bool) -> Path:

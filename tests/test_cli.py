@@ -13,7 +13,6 @@ import pytest
 import pytrec_eval
 import yaml
 
-from prorank_jax.cli import main
 from prorank_jax.config import RunConfig, parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, read_run
@@ -25,38 +24,6 @@ from prorank_jax.reranker import Reranker
 PRORANK = Path(sys.executable).with_name("prorank")
 
 Prorank = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def prorank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prorank:
-    """Runs a command in this process: its exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prorank", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        code = stopped.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def refused(prorank: Prorank) -> Callable[..., str]:
-    """Runs a command that must be refused; returns its one line."""
-
-    def run(*arguments: object) -> str:
-        status, out, err = prorank(*arguments)
-        assert status == 2, err
-        assert out == ""
-        assert err.startswith("prorank: ")
-        assert err.endswith("\n") and err.count("\n") == 1, err
-        return err.removeprefix("prorank: ").rstrip("\n")
-
-    return run
 
 
 def write_config(path: Path, model: Path, collection: Path, **sections: Any) -> Path:
