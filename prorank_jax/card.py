@@ -225,15 +225,15 @@ score = AutoModelForSequenceClassification.from_pretrained("FOLDER")(**inputs).l
 reranker = Reranker.from_pretrained("FOLDER")
 for hit in reranker.rank("a query", ["a document", "another document"]):
     print(hit.score, hit.document)"""
-    vllm = """from vllm import LLM
-
-model = LLM("FOLDER", runner="pooling")
-outputs = model.score("a query", ["a document", "another document"])"""
+    vllm = "vllm serve FOLDER --runner pooling --chat-template FOLDER/chat_template.jinja"
     if record.kind == "causal":
         tools = {"sentence-transformers": sentence_transformers, "transformers": causal, "prorank_jax": prorank}
     else:
-        tools = {"sentence-transformers": sentence_transformers, "transformers": classifier, "vLLM": vllm}
+        tools = {"sentence-transformers": sentence_transformers, "transformers": classifier}
     lines = []
     for name, code in tools.items():
         lines += [f"With {name}:", "", "```python", code, "```", ""]
+    if record.kind == "seq-cls":
+        # Not run by anybody here, so the card says where it is from.
+        lines += ["With vLLM (after its documentation), then `POST /score`:", "", "```bash", vllm, "```", ""]
     return lines[:-1]
