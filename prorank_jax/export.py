@@ -20,13 +20,13 @@ from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import Pretrained, classifier_config, load_pretrained, save_pretrained
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
-from prorank_jax.run_folder import CONFIG_FILE, Trained, checkpoints, find_checkpoint
+from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
 
 KINDS = ("causal", "seq-cls")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: str = "float32") -> Trained:
+def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: str = "float32") -> SavedStep:
     """Exports any step of a run folder: RUN, RUN/score, RUN/score/checkpoints/STEP (see `find_checkpoint`).
 
     The card shows what was measured of the run's own export where that is of the same step and dtype.
@@ -39,19 +39,19 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
     """
     _check_choice("format", kind, KINDS)
     _check_choice("dtype", dtype, DTYPES)
-    workdir, trained = find_checkpoint(source)
+    workdir, saved = find_checkpoint(source)
     config = load_config(workdir / CONFIG_FILE)
     base = load_pretrained(config.model.base)
     prompt = load_prompt(base, config.prompt, config.model.base)
     check_out(out, base.folder)
     shapes = jax.eval_shape(Decoder(base.config).init, jax.random.key(0))
-    params = checkpoints(workdir, trained.stage).restore_params(trained.step, shapes)
-    record = run_record(config, *trained)
+    params = checkpoints(workdir, saved.stage).restore_params(saved.step, shapes)
+    record = run_record(config, *saved)
     own = read_record(workdir / "export")
-    if own is not None and (own.stage, own.step) == trained and dtype == DTYPES[0]:
+    if own is not None and (own.stage, own.step) == saved and dtype == DTYPES[0]:
         record = replace(record, measured=own.measured)
     export_model(out, base, params, prompt, replace(record, kind=kind), dtype=dtype)
-    return trained
+    return saved
 
 
 def export_model(

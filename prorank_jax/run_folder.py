@@ -19,7 +19,7 @@ CHECKPOINTS = "checkpoints"
 STAGES = ("warmup", "score")
 
 
-class Trained(NamedTuple):
+class SavedStep(NamedTuple):
     """How far a model was trained: steps of a stage, after the stages before it."""
 
     stage: str
@@ -53,7 +53,7 @@ def checkpoints(workdir: Path, stage: str) -> Checkpoints:
     return Checkpoints(workdir / stage / CHECKPOINTS, keep=1)
 
 
-def find_checkpoint(path: Path) -> tuple[Path, Trained]:
+def find_checkpoint(path: Path) -> tuple[Path, SavedStep]:
     """The run folder and the step that a path names: RUN, RUN/score or RUN/score/checkpoints/120.
 
     A path without a step means the newest one, a run folder the last of its stages that has one.
@@ -77,4 +77,4 @@ def find_checkpoint(path: Path) -> tuple[Path, Trained]:
     step = named[2] if len(named) == 3 else str(saved[stage][-1])
     if step not in map(str, saved[stage]):
         raise InputError(f"{path}: no step {step}; the saved steps are {', '.join(map(str, saved[stage]))}")
-    return run, Trained(stage, int(step))
+    return run, SavedStep(stage, int(step))

@@ -1,7 +1,7 @@
 """The decoder: a published reference run, decoding from a cache, and compilation that does not grow with depth."""
 
 import json
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -94,21 +94,14 @@ def test_prefill_and_cached_decoding_of_several_tokens_equal_the_full_forward(co
         seen = np.concatenate([seen, np.ones((2, count), bool)], axis=1)
 
 
-def test_compile_time_does_not_grow_with_depth() -> None:
-    def seconds(layers: int) -> float:
+def test_the_compiled_program_does_not_grow_with_depth() -> None:
+    """One layer is compiled, whatever the depth; `benchmarks/compile_time.py` measures the time."""
+
+    def instructions(layers: int) -> int:
         sliding = tuple(layer % 2 == 0 for layer in range(layers))
-        decoder = Decoder(DecoderConfig(**(vars(GEMMA) | {"layers": layers, "sliding": sliding})))
+        decoder = Decoder(replace(GEMMA, layers=layers, sliding=sliding))
         params = jax.eval_shape(decoder.init, jax.random.key(0))
         tokens, mask = jnp.zeros((2, 32), jnp.int32), jnp.ones((2, 32, 32), bool)
-        lowered = jax.jit(decoder.forward).lower(params, tokens, tokens, mask)
-        start = time.perf_counter()
-        lowered.compile()
-        return time.perf_counter() - start
+        return len(jax.jit(decoder.forward).lower(params, tokens, tokens, mask).compile().as_text().splitlines())
 
-    seconds(2)
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        shallow, deep = (min(seconds(layers) for _ in range(5)) for layers in (4, 24))
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-    assert deep < 1.2 * shallow
+    assert instructions(24) < 1.05 * instructions(4)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
-from prorank_jax.model.tensors import CLASSIFIER, UNEMBEDDING, Entry, get, put, tensor_table
+from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
 from prorank_jax.model.weights import INDEX, WEIGHTS, Weights
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
@@ -98,6 +98,8 @@ def load_pretrained(
     table = tensor_table(config)
     weights = Weights(folder)
     _check_names(weights, table, config)
+    if config.tied and UNEMBEDDING in weights.shapes:
+        _check_tied(weights)
     shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))
     homes = None if place is None else place(shapes)
     params: Params = {}
@@ -105,7 +107,6 @@ def load_pretrained(
     for entry in sorted(table, key=lambda entry: -np.prod(entry.shape(config.layers))):
         home = None if homes is None else get(homes, entry.path)
         put(params, entry.path, _read(weights, entry, config, np.dtype(dtype), home))
-    _check_tied(weights, config, params)
     return Pretrained(folder, hf_config, config, params)
 
 
@@ -193,12 +194,9 @@ def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None
         )
 
 
-def _check_tied(weights: Weights, c: DecoderConfig, params: Params) -> None:
+def _check_tied(weights: Weights) -> None:
     """A folder that says that the unembedding is the embedding may hold it all the same, but no other."""
-    if not c.tied or UNEMBEDDING not in weights.shapes:
-        return
-    embedding = np.asarray(params["embedding"])
-    if not np.array_equal(weights.read(UNEMBEDDING).astype(embedding.dtype), embedding):
+    if not np.array_equal(weights.read(UNEMBEDDING), weights.read(EMBEDDING)):
         raise InputError(
             f"{weights.file(UNEMBEDDING)}: tensor {UNEMBEDDING} is not the embedding, and config.json says "
             "tie_word_embeddings=true; set it to false, or take the tensor out"
@@ -209,6 +207,10 @@ def _read(weights: Weights, entry: Entry, c: DecoderConfig, dtype: np.dtype, hom
     host = np.empty(entry.shape(c.layers), dtype)
     for layer, name in enumerate(entry.names(c.layers)):
         (host[layer] if entry.stacked else host)[...] = entry.to_ours(weights.read(name))
-    if home is None:
-        return jax.device_put(host)
-    return jax.make_array_from_callback(host.shape, home, lambda index: host[index])
+    placed = (
+        jax.device_put(host)
+        if home is None
+        else jax.make_array_from_callback(host.shape, home, lambda index: host[index])
+    )
+    # Transfers run behind: unless each is waited for, several host buffers are alive at once.
+    return jax.block_until_ready(placed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from prorank_jax.model.decoder import DecoderConfig, Params
 
+EMBEDDING = "model.embed_tokens.weight"
 UNEMBEDDING = "lm_head.weight"
 CLASSIFIER = "score.weight"
 
@@ -58,7 +59,7 @@ class Entry(NamedTuple):
 def tensor_table(c: DecoderConfig) -> list[Entry]:
     """Every tensor of a checkpoint of this shape, each once."""
     N, K, H, D, F = c.heads, c.kv_heads, c.head_size, c.width, c.mlp_width
-    table = [Entry(("embedding",), "model.embed_tokens.weight", (c.vocabulary, D), (c.vocabulary, D))]
+    table = [Entry(("embedding",), EMBEDDING, (c.vocabulary, D), (c.vocabulary, D))]
     if not c.tied:
         table.append(Entry(("unembedding",), UNEMBEDDING, (c.vocabulary, D), (c.vocabulary, D)))
 
