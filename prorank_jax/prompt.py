@@ -111,11 +111,14 @@ class Prompt:
     def with_instruction(self, instruction: str) -> "Prompt":
         """This prompt with another task statement, in the place where the template prints the `system` message.
 
-        The instruction is text like a query: what it says can't leave its place.
+        The instruction is text like a query: what it says can't leave its place. An empty one changes nothing.
 
         Raises:
           InputError: the template has no place for it, or it leaves no room for a query and a document.
         """
+        instruction = _clean(instruction)
+        if not instruction:
+            return self
         messages: Messages = [{"role": "system", "content": SYSTEM}, *PAIR]
         rendered = render(self.template, messages, self.tokenizer)
         if rendered.count(SYSTEM) != 1:
@@ -123,7 +126,7 @@ class Prompt:
                 f"{self.place}: instruction={instruction[:60]!r}: the template prints the `system` message "
                 f"{rendered.count(SYSTEM)} times, not once; leave the instruction out"
             )
-        pieces = cut_template(rendered, self.tokenizer, self.slots, _clean(instruction))
+        pieces = cut_template(rendered, self.tokenizer, self.slots, instruction)
         return dataclasses.replace(self, pieces=pieces)
 
     def _filled(self, texts: Iterable[str], slot: Slot) -> dict[str, list[int]]:

@@ -1,9 +1,15 @@
 """Weights in and out of Hugging Face folders: exactly, sharded or not, in every dtype; or refused in one line."""
 
+import hashlib
+import http.server
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import ml_dtypes
@@ -221,6 +227,82 @@ def test_a_hub_id_is_found_in_the_local_cache(qwen: Path, tmp_path: Path, monkey
     found = load_pretrained("someone/some-model")
     assert found.folder == repository / "snapshots" / commit
     jax.tree.map(np.testing.assert_array_equal, found.params, load_pretrained(qwen).params)
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's protocol that a download needs; `asked` collects the files that were."""
+
+    repository: Path
+    asked: ClassVar[set[str]] = set()
+    cut = ""
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, with_body: bool) -> None:
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        files = {path.relative_to(self.repository).as_posix(): path for path in self.repository.rglob("*.*")}
+        if self.path.startswith("/api/models/someone/some-model/tree/"):
+            tree = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files]
+            body, name = json.dumps(tree).encode(), "api"
+        elif self.path.startswith("/api/models/someone/some-model"):
+            described = {"id": "someone/some-model", "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+            body, name = json.dumps(described).encode(), "api"
+        else:
+            name = self.path.partition(f"/someone/some-model/resolve/{commit}/")[2]
+            body = files[name].read_bytes() if name in files else b""
+            self.asked.add(name)
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json" if name == "api" else "application/octet-stream")
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body[: len(body) // 2] if name == self.cut else body)
+
+
+def test_a_hub_id_is_downloaded_and_nothing_else_of_its_repository(
+    qwen: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, qwen, dirs_exist_ok=True)
+    (qwen / "pytorch_model.bin").write_bytes(b"a pickle")
+    (qwen / "original").mkdir()
+    (qwen / "original" / "consolidated.safetensors").write_bytes(b"of another shape")
+    (qwen / "modeling_own.py").write_text("raise SystemExit")
+    monkeypatch.setattr(_Hub, "repository", qwen, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+        }
+        (tmp_path / "documents.txt").write_text("It serves fish.\nIt is cheap.\n")
+        prorank = Path(sys.executable).with_name("prorank")
+        command = [str(prorank), "rerank", "someone/some-model", str(tmp_path / "documents.txt"), "--query", "fish?"]
+
+        def run() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+        monkeypatch.setattr(_Hub, "cut", "config.json")
+        broken = run()
+        monkeypatch.setattr(_Hub, "cut", "")
+        done = run()
+        server.shutdown()
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines()[-1].startswith("prorank: someone/some-model: not a folder here, and the hub did")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 2
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= _Hub.asked
+    assert not {name for name in _Hub.asked if name.endswith((".bin", ".py")) or "consolidated" in name}
 
 
 def test_a_source_that_is_neither_folder_nor_reachable_hub_id_is_refused() -> None:
