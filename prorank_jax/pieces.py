@@ -38,8 +38,8 @@ class Slot(NamedTuple):
         return len(self.before_ids) + len(self.after_ids)
 
     def is_empty(self, ids: list[int]) -> bool:
-        """Whether nothing but newlines fills the slot, so that they meet those before it."""
-        return not self.before and ids == self.after_ids
+        """Whether the slot holds nothing but what is behind it, whose newlines then meet those before it."""
+        return ids == self.after_ids
 
 
 class Emptied(NamedTuple):
@@ -88,7 +88,7 @@ class Pieces:
 
 
 def cut_template(
-    rendered: str, tokenizer: "PreTrainedTokenizerFast", slots: Tokenizer, instruction: str | None = None
+    rendered: str, tokenizer: "PreTrainedTokenizerFast", slots: Tokenizer, instruction: str = ""
 ) -> Pieces:
     """Cuts a template that was rendered with each of its sentinels once.
 
@@ -99,12 +99,9 @@ def cut_template(
     """
     cuts = _Cuts(tokenizer)
 
-    def fill(text: str) -> str:
-        return text if instruction is None else text.replace(SYSTEM, instruction)
-
     def ids_of(text: str) -> list[int]:
         """Fixed text, in which an instruction stands or not."""
-        if instruction is None or SYSTEM not in text:
+        if SYSTEM not in text:
             return template_ids(tokenizer, text)
         left, _, right = text.partition(SYSTEM)
         fixed, before = cuts.last(left)
@@ -131,7 +128,7 @@ def cut_template(
     head_ids, *emptied = encode([head, emptied_first, emptied_first + after_second + tail])
 
     def slot(before: str, after: str) -> Slot:
-        before, after = fill(before), fill(after)
+        before, after = (text.replace(SYSTEM, instruction) for text in (before, after))
         return Slot(before, after, *encode_slots(slots, [before, after]))
 
     made = slot(before_first, after_first), slot(before_second, after_second)

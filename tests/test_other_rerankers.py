@@ -33,7 +33,12 @@ TASK_LAST = (
     "document: {{ " + _DOCUMENT + " }} \nYou judge relevance, 1 or 0.\nRelevance:<|im_end|>\n<|im_start|>assistant\n"
     "{{ '' }}"
 )
-TEMPLATES = {"labelled": LABELLED, "task last": TASK_LAST}
+# Lines that hold spaces only.
+SPACED = (
+    "<|im_start|>user\nQ\n{{ " + _QUERY + " }}\n  \nD\n{{ " + _DOCUMENT + " }}\n \n \nRelevant?<|im_end|>\n"
+    "<|im_start|>assistant\n{{ '' }}"
+)
+TEMPLATES = {"labelled": LABELLED, "task last": TASK_LAST, "spaced": SPACED}
 PAIRS = [
     *random_pairs(20),
     ("what? ", ""),

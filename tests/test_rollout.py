@@ -1,6 +1,6 @@
 """Rollouts against a shared prefix, next to plain forward passes that share nothing."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,8 @@ VOCABULARY = 5
 ZERO, ONE, END = 0, 1, 2
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
 DECODER = Decoder(small_config(VOCABULARY, tied=False))
+# Its first layer sees three tokens: of a completion's fourth token, nothing of the prompt.
+SLIDING = Decoder(replace(DECODER.config, sliding=(True, False), window=3))
 
 
 def params_of(seed, spread=0.25):
@@ -85,13 +87,13 @@ def whole_sequences(tokens, lengths, completions):
     return rows, np.repeat(lengths, G)
 
 
-@partial(jax.jit, static_argnames="temperature")
-def plain_log_probs(params, rows, starts, completions, temperature):
+@partial(jax.jit, static_argnames=("temperature", "decoder"))
+def plain_log_probs(params, rows, starts, completions, temperature, decoder=DECODER):
     """Log-probabilities over the vocabulary at each place of the completions [P, G, T, V], by full forward passes."""
     B, S = rows.shape
     P, G, T = completions.shape
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((S, S), bool)), (B, S, S))
-    hidden, _ = DECODER.forward(params, rows, jnp.broadcast_to(jnp.arange(S), (B, S)), causal)
+    hidden, _ = decoder.forward(params, rows, jnp.broadcast_to(jnp.arange(S), (B, S)), causal)
     logits = jnp.einsum("bsd,vd->bsv", hidden, params["unembedding"]) / temperature
     logits = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start - 1, T))(logits, jnp.asarray(starts))
     return (logits - jax.scipy.special.logsumexp(logits, axis=-1, keepdims=True)).reshape(P, G, T, -1)
@@ -176,7 +178,8 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
 
 @partial(jax.jit, static_argnames=("G", "T", "temperature", "decoder"))
 def draw(params, tokens, lengths, keys, G=6, T=4, temperature=1.0, decoder=DECODER):
-    return sample(decoder, params, prefill(DECODER, params, tokens, lengths), keys, G, T, temperature, END)
+    prefix = prefill(Decoder(decoder.config), params, tokens, lengths)
+    return sample(decoder, params, prefix, keys, G, T, temperature, END)
 
 
 def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
@@ -265,10 +268,11 @@ class Recording(Decoder):
         return logits
 
 
-def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence():
+@pytest.mark.parametrize("plain", [DECODER, SLIDING], ids=["full", "sliding"])
+def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence(plain):
     params = params_of(11)
     tokens, lengths = random_prompts(0, [4, 7, 1, 6])
-    decoder = Recording(DECODER.config)
+    decoder = Recording(plain.config)
     rollout = draw(params, tokens, lengths, jax.random.split(jax.random.key(0), 4), T=5, decoder=decoder)
     completions, mask = map(np.asarray, rollout)
     jax.effects_barrier()
@@ -276,9 +280,12 @@ def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence():
     drawn_from = np.stack([np.repeat(first[:, None], 6, axis=1), *later], axis=2)
 
     rows, starts = whole_sequences(tokens, lengths, completions)
-    want = plain_log_probs(params, rows, starts, completions, temperature=1.0)
+    want = np.asarray(plain_log_probs(params, rows, starts, completions, temperature=1.0, decoder=plain))
     assert mask[..., -1].any()
-    np.testing.assert_allclose(jax.nn.log_softmax(drawn_from)[mask > 0], np.asarray(want)[mask > 0], atol=1e-5)
+    np.testing.assert_allclose(jax.nn.log_softmax(drawn_from)[mask > 0], want[mask > 0], atol=1e-5)
+    prefix = prefill(plain, params, jnp.asarray(tokens), jnp.asarray(lengths))
+    log_probs, _ = completion_log_probs(plain, params, prefix, jnp.asarray(completions), 1.0)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(want, completions[..., None], axis=3)[..., 0], atol=1e-5)
 
 
 def chi_square(counts, probabilities):
