@@ -48,7 +48,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
     params = checkpoints(workdir, saved.stage).restore_params(saved.step, shapes)
     record = run_record(config, *saved)
     own = read_record(workdir / "export")
-    if own is not None and (own.stage, own.step) == saved and dtype == DTYPES[0]:
+    if own is not None and (own.stage, own.step) == saved and dtype == "float32":
         record = replace(record, measured=own.measured)
     export_model(out, base, params, prompt, replace(record, kind=kind), dtype=dtype)
     return saved

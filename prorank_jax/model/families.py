@@ -228,7 +228,10 @@ def _refuse(fields: _Fields, family: Family) -> None:
     config, place, model_type = fields.config, fields.place, fields.config["model_type"]
     architectures = config.get("architectures")
     if architectures and architectures != [family.causal_lm]:
-        raise InputError(f"{place}: architectures={architectures} is not supported; only {[family.causal_lm]} is")
+        raise InputError(
+            f"{place}: architectures={architectures} is not supported; only {[family.causal_lm]} is: "
+            "use the folder of the language model itself"
+        )
     if config.get("auto_map"):
         raise InputError(
             f"{place}: auto_map={_short(config['auto_map'])} asks for code of the folder's own, which is never run; "
