@@ -105,8 +105,8 @@ def evaluate(
     reranker = (
         None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
     )
-    of_run = model is not None and (Path(model).parent / CONFIG_FILE).exists()
     if out is None:
+        of_run = model is not None and (Path(model).parent / CONFIG_FILE).exists()
         out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
     run = candidates(collection, first_stage, depth)
     figures = evaluate_run(reranker, collection, run, out, first_stage=first_stage, depth=depth, show_progress=True)

@@ -18,7 +18,7 @@ from prorank_jax.config import load_config
 from prorank_jax.cross_encoder import causal_files, classifier_files
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.model.hf import Pretrained, classifier_config, load_pretrained, save_pretrained
+from prorank_jax.model.hf import ModelFolder, classifier_config, read_folder, save_pretrained
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
 
@@ -41,7 +41,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
     _check_choice("dtype", dtype, DTYPES)
     workdir, saved = find_checkpoint(source)
     config = load_config(workdir / CONFIG_FILE)
-    base = load_pretrained(config.model.base)
+    base = read_folder(config.model.base)
     prompt = load_prompt(base, config.prompt, config.model.base)
     check_out(out, base.folder)
     shapes = jax.eval_shape(Decoder(base.config).init, jax.random.key(0))
@@ -55,7 +55,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
 
 
 def export_model(
-    folder: Path, base: Pretrained, params: Params, prompt: Prompt, record: Record, *, dtype: str = "float32"
+    folder: Path, base: ModelFolder, params: Params, prompt: Prompt, record: Record, *, dtype: str = "float32"
 ) -> None:
     """Writes `params`, trained from `base`, with its prompt and what is known of it; an older export is replaced.
 
@@ -102,7 +102,7 @@ def check_out(folder: Path, base: Path) -> None:
         raise InputError(f"{folder}: there already, and not an exported model; give another folder")
 
 
-def _classifier(base: Pretrained, params: Params, prompt: Prompt) -> np.ndarray:
+def _classifier(base: ModelFolder, params: Params, prompt: Prompt) -> np.ndarray:
     """The row of the second answer in the unembedding less that of the first, float32 [1, D]."""
     if base.config.logit_cap is not None:
         raise InputError(

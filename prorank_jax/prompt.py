@@ -39,7 +39,7 @@ from prorank_jax.templates import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from prorank_jax.model.hf import Pretrained
+    from prorank_jax.model.hf import ModelFolder
 
 ANSWERS = ("0", "1")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -168,7 +168,7 @@ def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def load_prompt(pretrained: "Pretrained", config: PromptConfig, place: str) -> Prompt:
+def load_prompt(model: "ModelFolder", config: PromptConfig, place: str) -> Prompt:
     """The prompt of a model folder: a reranker's own template and answers, unless `config` names others.
 
     Args:
@@ -178,16 +178,16 @@ def load_prompt(pretrained: "Pretrained", config: PromptConfig, place: str) -> P
       InputError: as `build_prompt`; a prompt that is longer than the model was made for, or needs tokens that it does
         not have.
     """
-    limit = pretrained.config.max_positions
+    limit = model.config.max_positions
     if config.max_length > limit:
         raise InputError(
             f"{place}: max_length={config.max_length}: the model was made for {limit} positions "
             f"(max_position_embeddings in config.json); use {limit} or less"
         )
-    tokenizer = load_tokenizer(pretrained.folder)
-    answer_ids = read_answer_ids(pretrained.folder) if config.answers is None else None
+    tokenizer = load_tokenizer(model.folder)
+    answer_ids = read_answer_ids(model.folder) if config.answers is None else None
     prompt = build_prompt(tokenizer, config, place=place, answer_ids=answer_ids)
-    pieces, tokens = prompt.pieces, pretrained.config.vocabulary
+    pieces, tokens = prompt.pieces, model.config.vocabulary
     used = [*pieces.head_ids, *pieces.middle_ids, *pieces.tail_ids, *prompt.answer_ids, prompt.end_id, prompt.pad_id]
     if missing := [id_ for id_ in used if not 0 <= id_ < tokens]:
         raise InputError(

@@ -28,7 +28,7 @@ from prorank_jax.data.loader import pad_prompts
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
+from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.scoring.scores import relevance_scores
 
 DEFAULT_MAX_LENGTH = 512
@@ -81,13 +81,15 @@ class Reranker:
         if order not in (None, *orders):
             raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
         pretrained = load_pretrained(source, dtype)
-        if max_length is None:
-            trained = read_answer_ids(pretrained.folder) is not None
-            longest = load_tokenizer(pretrained.folder).model_max_length if trained else DEFAULT_MAX_LENGTH
-            max_length = min(longest, pretrained.config.max_positions)
+        limit = pretrained.config.max_positions
         config = PromptConfig(order=cast(Order | None, order))
         # Not checked by itself: what is too short for a template is for the prompt to say.
-        prompt = load_prompt(pretrained, config.model_copy(update={"max_length": max_length}), str(source))
+        config = config.model_copy(update={"max_length": limit if max_length is None else max_length})
+        prompt = load_prompt(pretrained, config, str(source))
+        if max_length is None:
+            trained = read_answer_ids(pretrained.folder) is not None
+            longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
+            prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
         return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytrec_eval
 import yaml
+from conftest import Prorank
 
 from prorank_jax.config import RunConfig, parse_config
 from prorank_jax.data.beir import read_beir
@@ -22,8 +23,6 @@ from prorank_jax.model import hf
 from prorank_jax.reranker import Reranker
 
 PRORANK = Path(sys.executable).with_name("prorank")
-
-Prorank = Callable[..., tuple[int, str, str]]
 
 
 def write_config(path: Path, model: Path, collection: Path, **sections: Any) -> Path:

@@ -15,18 +15,15 @@ from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
 from prorank_jax.model.hf import load_pretrained
 
 PLAIN = small_config(97, tied=True)
-GEMMA = DecoderConfig(
-    vocabulary=97,
-    width=16,
+GEMMA = replace(
+    PLAIN,
     layers=4,
-    heads=4,
     kv_heads=1,
     head_size=6,
-    mlp_width=24,
     rope=Rope(1e6),
-    norm_epsilon=1e-6,
     query_scale=0.4,
     tied=False,
+    qkv_bias=False,
     qk_norm=True,
     centred_norms=True,
     post_norms=True,
@@ -36,7 +33,6 @@ GEMMA = DecoderConfig(
     logit_cap=30.0,
     sliding=(True, True, False, True),
     window=4,
-    sliding_rope=Rope(1e4),
 )
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hf_models import write_model
 from small_decoder import random_params, small_config
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prorank_jax.config import WarmupConfig
 from prorank_jax.data.loader import PairBatch
@@ -43,20 +43,7 @@ def random_prompts(seed, lengths, vocabulary=VOCABULARY):
 
 
 def test_log_probs_and_entropy_equal_torch_on_each_whole_sequence(tmp_path):
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=61,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=72,
-    )
-    model = Qwen2ForCausalLM(config).eval()
-    with torch.no_grad():  # as made, logits are flat and attention is even, which hides a wrong mask or position
-        for parameter in model.parameters():
-            parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) if parameter.ndim == 1 else parameter * 8)
-    model.save_pretrained(tmp_path)
+    model = write_model(tmp_path, "qwen2", vocab_size=61)
     pretrained = load_pretrained(tmp_path)
     tokens, lengths = random_prompts(0, [37, 5, 1, 30], 61)
     completions = np.random.default_rng(1).integers(0, 61, (4, 3, 5)).astype(np.int32)

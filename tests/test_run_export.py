@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from conftest import Prorank
 from sentence_transformers import CrossEncoder
 
 from prorank_jax import card
@@ -191,7 +192,7 @@ def test_a_hub_id_is_the_base_model_in_the_metadata() -> None:
 
 
 def test_measurements_are_shown_and_belong_to_these_weights(
-    copied: Path, tiny_collection: Path, tmp_path: Path, prorank: Callable[..., tuple[int, str, str]]
+    copied: Path, tiny_collection: Path, tmp_path: Path, prorank: Prorank
 ) -> None:
     data = ("--data", tiny_collection / "test", "--depth", 10)
     assert prorank("evaluate", copied / "export", *data)[0] == 0

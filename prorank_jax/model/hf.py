@@ -30,12 +30,18 @@ _DOWNLOADED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A model folder in memory: where it lies, its `config.json`, and its parameters."""
+class ModelFolder:
+    """A model as its folder describes it: where it lies, and its `config.json`."""
 
     folder: Path
     hf_config: dict[str, Any]
     config: DecoderConfig
+
+
+@dataclass(frozen=True)
+class Pretrained(ModelFolder):
+    """A model folder in memory: with its parameters."""
+
     params: Params
 
 
@@ -78,6 +84,17 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_folder(source: str | Path) -> ModelFolder:
+    """A folder (or hub id, or `builtin:tiny`) without its weights.
+
+    Raises:
+      InputError: there is none, or its family is not supported.
+    """
+    folder = resolve(source)
+    hf_config = read_hf_config(folder)
+    return ModelFolder(folder, hf_config, decoder_config(hf_config, str(folder / "config.json")))
+
+
 def load_pretrained(
     source: str | Path, dtype: str = "float32", place: Callable[[Params], Any] | None = None
 ) -> Pretrained:
@@ -91,11 +108,10 @@ def load_pretrained(
     Raises:
       InputError: an unsupported family; tensors that are missing, unknown, misshapen or not finite; a damaged file.
     """
-    folder = resolve(source)
-    hf_config = read_hf_config(folder)
-    config = decoder_config(hf_config, str(folder / "config.json"))
+    model = read_folder(source)
+    config = model.config
     table = tensor_table(config)
-    weights = Weights(folder)
+    weights = Weights(model.folder)
     _check_names(weights, table, config)
     if config.tied and UNEMBEDDING in weights.shapes:
         _check_tied(weights)
@@ -106,7 +122,7 @@ def load_pretrained(
     for entry in sorted(table, key=lambda entry: -np.prod(entry.shape(config.layers))):
         home = None if homes is None else get(homes, entry.path)
         put(params, entry.path, _read(weights, entry, config, np.dtype(dtype), home))
-    return Pretrained(folder, hf_config, config, params)
+    return Pretrained(model.folder, model.hf_config, config, params)
 
 
 def save_pretrained(
