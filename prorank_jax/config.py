@@ -8,10 +8,10 @@ dotted path (`warmup.steps=50`), and are read as YAML.
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from prorank_jax.errors import InputError
 
@@ -20,6 +20,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Order = Literal["query_first", "document_first"]
 Reward = Literal["format", "relevance"]
+Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Section(BaseModel):
@@ -35,8 +36,9 @@ class ModelConfig(Section):
     """Hugging Face folder or hub id, or `builtin:tiny` for the demo's own base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimizer state stay float32."""
-    remat: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass computes again: `none` is nothing; `dots` all but the results of linear maps; `full`
+    whole layers, for the least memory and a third more time."""
 
 
 class PromptConfig(Section):
@@ -91,11 +93,22 @@ class OptimizerConfig(Section):
     max_grad_norm: Rate = 1.0
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685): `W + alpha / rank * A B`, of which only A and B learn."""
+
+    rank: Positive = 16
+    alpha: Rate = 32.0
+    targets: Annotated[tuple[Matrix, ...], Field(min_length=1)] = get_args(Matrix)
+    """The matrices of every layer that get adapters, by their names in Hugging Face checkpoints."""
+
+
 class StageConfig(Section):
-    """What both stages have in common."""
+    """What all stages have in common."""
 
     steps: Positive
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None
+    """Left out: all parameters learn. Adapters are merged into the model when the stage ends."""
     log_every: Positive = 10
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Positive = 100
@@ -103,9 +116,10 @@ class StageConfig(Section):
     keep_checkpoints: Positive = 2
 
 
-class WarmupConfig(StageConfig):
-    """Stage one: GRPO on the answer to the relevance prompt."""
+class GrpoConfig(StageConfig):
+    """Stage one, prompt warmup: GRPO on the answer to the relevance prompt."""
 
+    method: Literal["grpo"] = "grpo"
     prompts_per_step: Positive = 32
     """Prompts in a batch, over all devices; half of them relevant."""
     group_size: Annotated[int, Field(ge=1)] = 8
@@ -113,26 +127,68 @@ class WarmupConfig(StageConfig):
     max_new_tokens: Annotated[int, Field(ge=0)] = 4
     """Tokens of a completion at most."""
     temperature: Rate = 1.0
+    """Of the rollouts, and of the log-probabilities that are learnt from."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k likeliest tokens only; 0 draws from all. Log-probabilities are those of all tokens."""
+    iterations: Positive = 1
+    """Updates from the same rollouts; from the second on the ratio of new to old probability is not 1."""
+    accumulation: Positive = 1
+    """Parts that a step's prompts are computed in, one after the other: less memory, the same update."""
     beta: NonNegative = 0.0
     """Weight of the KL divergence to the base model; 0 leaves the reference pass out."""
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_high: Rate = 0.2
     advantage: Literal["group_std", "group_mean"] = "group_std"
     """`group_std` divides the centred reward by the group's standard deviation, `group_mean` does not."""
-    rewards: Mapping[Reward, NonNegative] = {"format": 1.0, "relevance": 1.0}
-    """Weight of each reward."""
+    loss_average: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """What every part of the loss counts for: `grpo` gives each completion the same weight, `dapo` each token of
+    the batch, `dr_grpo` each token over the most there could be."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that did not end within `max_new_tokens`."""
+    rewards: Mapping[str, NonNegative] = {"format": 1.0, "relevance": 1.0}
+    """Weight of each reward: `format`, `relevance`, or a function of one's own as `module:function`."""
+    show_completions_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between two looks at some completions, which are kept in completions.jsonl; 0 shows none."""
 
     @model_validator(mode="after")
-    def _check(self) -> "WarmupConfig":
+    def _check(self) -> "GrpoConfig":
         if self.group_size < 2:
             raise ValueError(f"group_size={self.group_size}: a group of one has no advantage; use 2 or more")
         if self.max_new_tokens < 2:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens}: an answer is a digit and the end of the turn; use 2 or more"
             )
+        for name in self.rewards:
+            if name not in get_args(Reward) and ":" not in name:
+                near = difflib.get_close_matches(name, get_args(Reward), n=1, cutoff=0.5)
+                remedy = f"did you mean {near[0]!r}?" if near else "format and relevance are built in"
+                raise ValueError(f"rewards.{name}: unknown reward; {remedy}; your own is written module:function")
+        if self.prompts_per_step % self.accumulation:
+            raise ValueError(
+                f"accumulation={self.accumulation}: does not divide prompts_per_step={self.prompts_per_step}; "
+                "use a divisor of it"
+            )
         if not sum(self.rewards.values()) > 0:
             raise ValueError(f"rewards={dict(self.rewards)}: the weights sum to nothing; give one of them a weight")
         return self
+
+
+class SupervisedConfig(StageConfig):
+    """Stage one the plain way, to compare with: cross-entropy of the right answer to the relevance prompt."""
+
+    method: Literal["supervised"]
+    prompts_per_step: Positive = 32
+    """Prompts in a batch, over all devices; half of them relevant."""
+
+
+def _method(section: Any) -> str:
+    method = section.get("method", "grpo") if isinstance(section, Mapping) else getattr(section, "method", "grpo")
+    return str(method)
+
+
+WarmupConfig = Annotated[
+    Annotated[GrpoConfig, Tag("grpo")] | Annotated[SupervisedConfig, Tag("supervised")], Discriminator(_method)
+]
 
 
 class ScoreConfig(StageConfig):
@@ -290,10 +346,9 @@ def _first_problem(error: ValidationError) -> str:
     location, kind, value = problem["loc"], problem["type"], problem["input"]
     if kind in ("extra_forbidden", "invalid_key"):
         return _unknown_key(location, _fields_at(location[:-1]))
-    if location and location[-1] == "[key]":
-        *section, name, _ = location
-        return _unknown_key((*section, name), list(get_args(Reward)))
-    place = ".".join(str(part) for part in location)
+    place = _dotted(location)
+    if kind == "union_tag_invalid":
+        return f"{place}.method={_method(value)!r}: no way to warm up; use grpo or supervised"
     if kind == "missing":
         return f"{place}: missing; this field has no default"
     if kind == "model_type":
@@ -308,13 +363,28 @@ def _first_problem(error: ValidationError) -> str:
 def _unknown_key(location: tuple[str | int, ...], known: list[str]) -> str:
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-    return f"{'.'.join(str(part) for part in location)}: unknown key; {remedy}"
+    return f"{_dotted(location)}: unknown key; {remedy}"
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    """A location as the file's writer knows it: without the tag of the method that pydantic puts behind `warmup`."""
+    tagged = location[:1] == ("warmup",) and location[1:2] in (("grpo",), ("supervised",))
+    return ".".join(str(part) for part in (location[:1] + location[2:] if tagged else location))
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     section: type[BaseModel] = RunConfig
     for part in location:
+        if part in ("grpo", "supervised"):
+            section = GrpoConfig if part == "grpo" else SupervisedConfig
+            continue
         annotation = section.model_fields[str(part)].annotation
-        choices = get_args(annotation) or (annotation,)
-        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+        section = next(iter(_sections(annotation)), section)
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections among the choices that an annotation leaves."""
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for choice in get_args(annotation) for section in _sections(choice)]

@@ -21,7 +21,7 @@ from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.run_folder import check_run_folder, open_run_folder
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings
 from prorank_jax.scoring.stage import train_score
-from prorank_jax.warmup.stage import train_warmup
+from prorank_jax.warmup.stage import check_warmup, train_warmup
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     prompt = load_prompt(pretrained, config.prompt, config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
     if config.warmup is not None:
-        check_rows(mesh, "warmup.prompts_per_step", config.warmup.prompts_per_step)
+        check_warmup(config.warmup, prompt, decoder, mesh)
     if config.score is not None:
         check_rows(mesh, "score.queries_per_step", config.score.queries_per_step)
     check_run_folder(config, workdir)

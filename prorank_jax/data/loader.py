@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from prorank_jax.data.examples import Groups, Pairs
+from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt
 
 A = TypeVar("A")
@@ -57,8 +58,18 @@ def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple
 
 
 def pair_batch(pairs: Pairs, prompt: Prompt, size: int, seed: int, step: int) -> PairBatch[np.ndarray]:
-    """Batch `step` of the stream of pairs, L = `prompt.max_length`."""
+    """Batch `step` of the stream of pairs, L = `prompt.max_length`.
+
+    Raises:
+      InputError: a label is neither 0 nor 1.
+    """
     texts, labels_P = pairs.batch(seed, step, size)
+    if (wrong := np.flatnonzero((labels_P != 0) & (labels_P != 1))).size:
+        query, document = texts[wrong[0]]
+        raise InputError(
+            f"pair {step * size + wrong[0]}: the label {labels_P[wrong[0]]} of query {query[:40]!r} and document "
+            f"{document[:40]!r} is not 0 or 1; judge pairs as relevant or not (data.relevant_from)"
+        )
     tokens_PxL, lengths_P = pad_prompts(prompt.encode_batch(texts), prompt.max_length, prompt.pad_id)
     return PairBatch(tokens_PxL, lengths_P, labels_P)
 

@@ -9,7 +9,10 @@ The cache is a tuple of key-value segments that the caller owns; a call returns 
 tokens, and what becomes of them (kept as a prefix, written to a buffer, dropped) is the caller's choice.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +23,8 @@ from jax import Array, lax
 from prorank_jax.model.attention import Rope, attend, rotary_angles, rotate, soft_cap, within_window
 
 Params = dict[str, Any]
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass computes again: nothing; all but the results of linear maps; whole layers."""
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 """What the gate of the mlp goes through; Flax's gelu is the tanh approximation."""
 
@@ -105,6 +110,35 @@ class RmsNorm(nn.Module):
         return (x * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
+class Linear(nn.Module):
+    """A linear map of the last `axes` axes of its input to the axes `out`.
+
+    Adapters that lie beside its kernel (see `lora.py`) add what they map the input to.
+    """
+
+    out: tuple[int, ...]
+    dtype: jnp.dtype
+    bias: bool = False
+    axes: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        rows, into = x.shape[: -self.axes], x.shape[-self.axes :]
+        ndim = len(into) + len(self.out)
+        init = nn.initializers.lecun_normal(range(self.axes), range(self.axes, ndim))
+        kernel = self.param("kernel", init, (*into, *self.out))
+        # A product of two matrices, whatever the axes: the gradient of one with more takes a CPU nearly twice as long.
+        flat = x.reshape(-1, math.prod(into)).astype(self.dtype)
+        y = flat @ kernel.reshape(math.prod(into), math.prod(self.out)).astype(self.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, self.out)
+            y += bias.reshape(1, -1).astype(self.dtype)
+        if self.has_variable("params", "lora_a"):
+            narrow = flat @ self.get_variable("params", "lora_a").astype(self.dtype)
+            y += narrow @ self.get_variable("params", "lora_b").astype(self.dtype)
+        return y.reshape(*rows, *self.out)
+
+
 class Attention(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
@@ -114,7 +148,7 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name: str, heads: int) -> Array:
-            return nn.DenseGeneral((heads, c.head_size), use_bias=c.qkv_bias, dtype=self.dtype, name=name)(x_BxLxD)
+            return Linear((heads, c.head_size), self.dtype, c.qkv_bias, name=name)(x_BxLxD)
 
         query, key, value = project("query", c.heads), project("key", c.kv_heads), project("value", c.kv_heads)
         if c.qk_norm:
@@ -124,8 +158,7 @@ class Attention(nn.Module):
         keys, values = zip(*cache, own, strict=True)
         query = rotate(query, view.angles)
         mixed = attend(query, keys, values, view.mask_BxLxS, c.query_scale, c.attention_cap)
-        output = nn.DenseGeneral(c.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="output")
-        return output(mixed), own
+        return Linear((c.width,), self.dtype, axes=2, name="output")(mixed), own
 
 
 class Mlp(nn.Module):
@@ -134,8 +167,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD: Array) -> Array:
-        def dense(name: str, width: int) -> nn.Dense:
-            return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+        def dense(name: str, width: int) -> Linear:
+            return Linear((width,), self.dtype, name=name)
 
         gate = ACTIVATIONS[self.config.activation](dense("gate", self.config.mlp_width)(x_BxLxD))
         return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_BxLxD))
@@ -166,10 +199,18 @@ class Layer(nn.Module):
         return x_BxLxD + mixed, own
 
 
+_REMAT: dict[str, Callable[[type[nn.Module]], Any]] = {
+    "none": lambda layer: layer,
+    # What remains are the linear maps' results: the products of attention have batch axes.
+    "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "full": partial(nn.remat, prevent_cse=False),
+}
+
+
 class DecoderModule(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
-    remat: bool
+    remat: Remat
 
     @nn.compact
     def __call__(
@@ -187,7 +228,7 @@ class DecoderModule(nn.Module):
             views += (View(rotary_angles(positions_BxL, c.head_size, c.sliding_rope), near),)
         # One compiled layer, scanned over stacked parameters: compile time does not grow with depth.
         stack = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
+            _REMAT[self.remat](Layer),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
@@ -199,19 +240,20 @@ class DecoderModule(nn.Module):
             jnp.asarray(c.sliding or (False,) * c.layers),
             views,
         )
-        return RmsNorm(c, self.dtype, name="final_norm")(x_BxLxD), KeyValues(*own, positions_BxL)
+        keys, values = own
+        return RmsNorm(c, self.dtype, name="final_norm")(x_BxLxD), KeyValues(keys, values, positions_BxL)
 
 
 @dataclass(frozen=True)
 class Decoder:
     """A decoder's pure functions. Parameters are a nested dict of arrays, layers stacked.
 
-    `dtype` is the compute dtype; `remat` recomputes each layer in the backward pass.
+    `dtype` is the compute dtype; `remat` says what the forward pass keeps for the backward pass.
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.dtype("float32")
-    remat: bool = False
+    remat: Remat = "dots"
 
     @property
     def _module(self) -> DecoderModule:

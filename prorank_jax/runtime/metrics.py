@@ -36,6 +36,44 @@ TIME_FIELDS = ("tokens_per_second", "seconds")
 Row = dict[str, Any]
 
 
+class RowFile:
+    """A file of rows, `{"step": 10, ...}` a line, that a resumed run goes on with; a context manager.
+
+    In a multi-host run only process 0 writes.
+
+    Args:
+      path: the file.
+      resume_from: the step that was restored, 0 at the start; later rows are dropped.
+    """
+
+    def __init__(self, path: Path, resume_from: int):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.kept = [row for row in read_metrics(path) if row["step"] <= resume_from] if path.exists() else []
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
+        os.replace(unfinished, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, row: Row) -> None:
+        """Appends a row, which can be read at once."""
+        if not self._writes:
+            return
+        self._file.write(_line(row))
+        self._file.flush()
+
+
 class MetricsWriter:
     """Writes the metrics of one stage; a context manager. In a multi-host run only process 0 writes.
 
@@ -52,13 +90,8 @@ class MetricsWriter:
         if not self._writes:
             return
         self._stage, self._total, self._headline = stage, total_steps, headline
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_from] if path.exists() else []
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(unfinished, path)
-        self._rows = path.open("a", encoding="utf-8")
+        self._rows = RowFile(folder / FILE_NAME, resume_from)
+        kept = self._rows.kept
         # Where torch is installed tensorboardX imports it, a second that reading rows should not cost.
         from tensorboardX import SummaryWriter
 
@@ -90,7 +123,16 @@ class MetricsWriter:
         if self._writes:
             self._progress.stop()
             self._events.close()
-            self._rows.close()
+            self._rows.__exit__(kind, error, trace)
+
+    def note(self, text: str) -> None:
+        """Shows a line above the progress bar."""
+        if not self._writes:
+            return
+        if self._console.is_terminal:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row and shows its headline.
@@ -109,8 +151,7 @@ class MetricsWriter:
         }
         row |= {name: numbers[name] for name in TIME_FIELDS if name in numbers}
         row["seconds"] = round(time.monotonic() - self._start, 3)
-        self._rows.write(_line(row))
-        self._rows.flush()
+        self._rows.write(row)
         for name, value in row.items():
             if name != "step" and math.isfinite(value):
                 self._events.add_scalar(name, value, step)

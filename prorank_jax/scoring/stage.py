@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +20,20 @@ from prorank_jax.config import RunConfig, ScoreConfig
 from prorank_jax.data.examples import Groups
 from prorank_jax.data.loader import GroupBatch, group_batch
 from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.lora import init_learnt, merged, network
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas, split_rows
+from prorank_jax.runtime.mesh import keep_place, mean_over_replicas, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.runtime.training import Metrics, TrainState, Watch, descend, open_state
 from prorank_jax.scoring.losses import LOSSES
 from prorank_jax.scoring.scores import relevance_scores
 
 HEADLINE = ("loss", "top1_accuracy", "margin")
 
 
-class ScoreState(NamedTuple):
-    params: Params
-    optimizer: optax.OptState
-
-
-Metrics = dict[str, Array]
-Step = Callable[[ScoreState, GroupBatch[Array]], tuple[ScoreState, Metrics]]
+Step = Callable[[TrainState, Params | None, GroupBatch[Array]], tuple[TrainState, Metrics]]
 
 
 def make_loss(
@@ -73,27 +68,31 @@ def _masked_mean(value: Array, mask: Array) -> Array:
 def make_step(
     decoder: Decoder, prompt: Prompt, config: ScoreConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Step:
-    """The compiled step `(state, batch) -> (state, metrics)`; the state's buffers are reused."""
-    loss = make_loss(decoder, prompt, config)
+    """The compiled step `(state, base, batch) -> (state, metrics)`; the buffers of the state are used again.
+
+    `base` is read only with adapters.
+    """
+    group_loss = make_loss(decoder, prompt, config)
+
+    def loss(learnt: Params, base: Params | None, batch: GroupBatch[Array]) -> tuple[Array, Metrics]:
+        return group_loss(network(config.lora, base, learnt), batch)
 
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(P(), P("data")),
+        in_specs=(P(), P(), P("data")),
         out_specs=(P(), P()),
         axis_names={"data"},
         check_vma=False,
     )
-    def replica_step(state: ScoreState, batch: GroupBatch[Array]) -> tuple[ScoreState, Metrics]:
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
-        gradient, metrics = mean_over_replicas(mesh, (gradient, metrics))
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        metrics["grad_norm"] = optax.tree.norm(gradient)
-        return ScoreState(optax.apply_updates(state.params, updates), optimizer_state), metrics
+    def replica_step(state: TrainState, base: Params | None, batch: GroupBatch[Array]) -> tuple[TrainState, Metrics]:
+        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
+        state, norm = descend(optimizer, state, gradient)
+        return state, metrics | {"grad_norm": norm}
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: ScoreState, batch: GroupBatch[Array]) -> tuple[ScoreState, Metrics]:
-        state, metrics = replica_step(state, batch)
+    def step(state: TrainState, base: Params | None, batch: GroupBatch[Array]) -> tuple[TrainState, Metrics]:
+        state, metrics = replica_step(state, base, batch)
         return keep_place(mesh, state), metrics
 
     return step
@@ -102,35 +101,37 @@ def make_step(
 def train_score(
     run: RunConfig, decoder: Decoder, params: Params, prompt: Prompt, groups: Groups, mesh: Mesh, folder: Path
 ) -> Params:
-    """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`."""
+    """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
+
+    Raises:
+      InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
+    """
     config = run.score
     assert config is not None
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
-
-    def init(params: Params) -> ScoreState:
-        return ScoreState(params, optimizer.init(params))
-
-    layout = abstract(mesh, jax.eval_shape(init, params))
-    done = checkpoints.latest() or 0
-    if done:
-        state = checkpoints.restore(done, layout)
-        if done == config.steps:
-            return state.params
-    else:
-        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params)
+    learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
+    state, done = open_state(checkpoints, optimizer, mesh, learnt)
+    if done == config.steps:
+        return merged(config.lora, params, state.params)
     step = make_step(decoder, prompt, config, optimizer, mesh)
+    base = params if config.lora else None
 
+    watch = Watch("score", checkpoints)
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
         tokens, since = 0, time.monotonic()
-        for number in range(done, config.steps):
-            batch = group_batch(groups, prompt, config.queries_per_step, config.documents_per_query, run.seed, number)
-            state, metrics = step(state, split_rows(mesh, batch))
+        for number in range(done + 1, config.steps + 1):
+            batch = group_batch(
+                groups, prompt, config.queries_per_step, config.documents_per_query, run.seed, number - 1
+            )
+            state, metrics = step(state, base, split_rows(mesh, batch))
+            watch.add(number, metrics)
             tokens += int(batch.lengths_QxN.sum())
-            if (number + 1) % config.log_every == 0 or number + 1 == config.steps:
-                jax.block_until_ready(metrics)
-                writer.write(number + 1, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+            if number % config.log_every == 0 or number == config.steps:
+                watch.catch_up()
+                writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
                 tokens, since = 0, time.monotonic()
-            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
-                checkpoints.save(number + 1, state)
-    return state.params
+            if number % config.checkpoint_every == 0 or number == config.steps:
+                watch.catch_up()
+                checkpoints.save(number, state)
+    return merged(config.lora, params, state.params)

@@ -3,6 +3,8 @@
 Shapes as in `model/decoder.py`: P prompts, G samples per prompt, T completion tokens.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -38,13 +40,41 @@ def k3_divergence(log_prob_PxGxT: Array, reference_PxGxT: Array) -> Array:
     return jnp.exp(difference) - difference - 1.0
 
 
-def mean_over_completions(value_PxGxT: Array, mask_PxGxT: Array) -> Array:
-    """Mean over the tokens of each completion, then over completions: every completion counts the same.
+class Mean(NamedTuple):
+    """A mean in two parts, each of which adds up over the parts of a batch and over replicas."""
 
-    `[[[2, 9], [4, 6]]]` with mask `[[[1, 0], [1, 1]]]` is (2 + 5) / 2 = 3.5; over all tokens it would be 4.
+    total: Array
+    weight: Array
+
+    @property
+    def value(self) -> Array:
+        """Total over weight; 0 where nothing has a weight."""
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+
+
+def mean_over_completions(value_PxGxT: Array, mask_PxGxT: Array) -> Mean:
+    """Mean over the tokens of each completion, then over completions: each counts the same (arXiv 2402.03300, eq. 3).
+
+    `[[[2, 9], [4, 6]]]` with mask `[[[1, 0], [1, 1]]]` is (2 + 5) / 2 = 3.5. A completion without a token counts 0.
     """
     per_completion = (value_PxGxT * mask_PxGxT).sum(axis=-1) / jnp.maximum(mask_PxGxT.sum(axis=-1), 1.0)
-    return per_completion.mean()
+    return Mean(per_completion.sum(), jnp.asarray(float(per_completion.size)))
+
+
+def mean_over_tokens(value_PxGxT: Array, mask_PxGxT: Array) -> Mean:
+    """Mean over all tokens of the batch: each token counts the same (DAPO, arXiv 2503.14476, eq. 12).
+
+    `[[[2, 9], [4, 6]]]` with mask `[[[1, 0], [1, 1]]]` is (2 + 4 + 6) / 3 = 4.
+    """
+    return Mean((value_PxGxT * mask_PxGxT).sum(), mask_PxGxT.sum())
+
+
+def mean_over_budget(value_PxGxT: Array, mask_PxGxT: Array) -> Mean:
+    """Sum over tokens, over the most tokens there could be: no length is favoured (Dr. GRPO, arXiv 2503.20783).
+
+    `[[[2, 9], [4, 6]]]` with mask `[[[1, 0], [1, 1]]]` is (2 + 4 + 6) / 4 = 3.
+    """
+    return Mean((value_PxGxT * mask_PxGxT).sum(), jnp.asarray(float(mask_PxGxT.size)))
 
 
 def clip_fractions(

@@ -12,7 +12,7 @@ from prorank_jax.data.loader import pad_prompts
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
-from prorank_jax.warmup.rewards import format_reward, read_answers, relevance_reward
+from prorank_jax.warmup.rewards import AnswerTokens, format_reward, relevance_reward
 from prorank_jax.warmup.rollout import sample
 
 _ROWS = 64
@@ -73,6 +73,6 @@ def _mean_rewards(
 ) -> Array:
     """Format and relevance reward of each prompt, over its samples: float32 [2, P]."""
     prefix = prefill(decoder, params, tokens_PxL, lengths_P)
-    rollout = sample(decoder, params, prefix, keys_P, samples, max_new_tokens, 1.0, end_id)
-    answers = read_answers(rollout.tokens_PxGxT, answer_ids, end_id)
-    return jnp.stack([format_reward(answers, labels_P), relevance_reward(answers, labels_P)]).mean(axis=2)
+    rollout = sample(decoder, params, prefix, keys_P, samples, max_new_tokens, 1.0, 0, end_id)
+    arguments = rollout.tokens_PxGxT, rollout.lengths_PxG, labels_P, AnswerTokens(*answer_ids, end_id)
+    return jnp.stack([format_reward(*arguments), relevance_reward(*arguments)]).mean(axis=2)

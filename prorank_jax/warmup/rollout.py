@@ -16,10 +16,22 @@ from prorank_jax.warmup.grpo import entropy
 
 
 class Rollout(NamedTuple):
-    """Sampled completions [P, G, T]; `mask` is 1 up to and including the end of the turn, 0 behind it."""
+    """Sampled completions; behind the end of its turn a completion is filled up with ends.
+
+    Attributes:
+      tokens_PxGxT: int32.
+      lengths_PxG: int32, the tokens of each completion, the end of its turn among them.
+      ended_PxG: bool, False where all T tokens were drawn and none ended the turn.
+    """
 
     tokens_PxGxT: Array
-    mask_PxGxT: Array
+    lengths_PxG: Array
+    ended_PxG: Array
+
+    @property
+    def mask_PxGxT(self) -> Array:
+        """1 up to and including the end of the turn, 0 behind it; float32."""
+        return (jnp.arange(self.tokens_PxGxT.shape[2]) < self.lengths_PxG[:, :, None]).astype(jnp.float32)
 
 
 def sample(
@@ -30,12 +42,14 @@ def sample(
     group_size: int,
     max_new_tokens: int,
     temperature: float,
+    top_k: int,
     end_id: int,
 ) -> Rollout:
     """Samples `group_size` completions of each prompt, together, until all have ended.
 
     Args:
       keys_P: one random key per prompt, so that a prompt's completions do not depend on what shares its batch.
+      top_k: draws from the k likeliest tokens (and those as likely as the k-th); 0 draws from all.
       end_id: the token that ends the turn; behind it the tokens are `end_id` and masked.
     """
     P, G, T = len(prefix.lengths_P), group_size, max_new_tokens
@@ -45,6 +59,10 @@ def sample(
     same_sample = jnp.eye(G, dtype=bool)
 
     def draw(logits_PxGxV: Array, t: Array) -> Array:
+        if 0 < top_k < decoder.config.vocabulary:
+            least = lax.top_k(logits_PxGxV, top_k)[0][:, :, -1:]
+            logits_PxGxV = jnp.where(logits_PxGxV < least, -jnp.inf, logits_PxGxV)
+
         def one(key: Array, logits_GxV: Array) -> Array:
             return jax.random.categorical(jax.random.fold_in(key, t), logits_GxV / temperature, shape=(G,))
 
@@ -79,10 +97,9 @@ def sample(
     tokens = jnp.full((T, P, G), end_id, jnp.int32).at[0].set(first)
     buffer = KeyValues(empty, empty, jnp.zeros((P, T * G), jnp.int32))
     state = (jnp.ones((), jnp.int32), buffer, tokens, first == end_id)
-    _, _, tokens_TxPxG, _ = lax.while_loop(unfinished, decode, state)
-    tokens_PxGxT = tokens_TxPxG.transpose(1, 2, 0)
-    ends = (tokens_PxGxT == end_id).astype(jnp.int32)
-    return Rollout(tokens_PxGxT, (jnp.cumsum(ends, axis=2) - ends == 0).astype(jnp.float32))
+    _, _, tokens_TxPxG, ended_PxG = lax.while_loop(unfinished, decode, state)
+    open_PxG = (tokens_TxPxG != end_id).sum(axis=0, dtype=jnp.int32)
+    return Rollout(tokens_TxPxG.transpose(1, 2, 0), open_PxG + ended_PxG.astype(jnp.int32), ended_PxG)
 
 
 def completion_log_probs(

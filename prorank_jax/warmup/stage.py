@@ -1,193 +1,108 @@
-"""Stage one, prompt warmup: the GRPO step and its loop.
+"""Stage one, prompt warmup: the loop over batches of prompts, from the base model to one that answers them.
 
-A step takes P prompts with their right answers. Each prompt is computed once; G completions are sampled from
-it; rewards and group advantages follow on the device; the same prompt computation then carries the gradient of
-the completions' log-probabilities. All of it, with the optimizer's update, is one compiled program.
+The step is GRPO's (`step.py`) or, to compare with, supervised (`supervised.py`).
 """
 
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax import Array, lax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from prorank_jax.config import RunConfig, WarmupConfig
+from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig
 from prorank_jax.data.examples import Pairs
-from prorank_jax.data.loader import PairBatch, pair_batch
+from prorank_jax.data.loader import pair_batch
+from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.model.prefix import prefill
+from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas, shardings, split_rows
-from prorank_jax.runtime.metrics import MetricsWriter
+from prorank_jax.runtime.mesh import check_rows, split_rows
+from prorank_jax.runtime.metrics import MetricsWriter, RowFile
 from prorank_jax.runtime.optimizer import make_optimizer
-from prorank_jax.warmup.grpo import (
-    centred_advantages,
-    clip_fractions,
-    clipped_objective,
-    k3_divergence,
-    mean_over_completions,
-    standardised_advantages,
-)
-from prorank_jax.warmup.rewards import REWARDS, read_answers
-from prorank_jax.warmup.rollout import completion_log_probs, sample
+from prorank_jax.runtime.training import Watch, open_state
+from prorank_jax.warmup import supervised
+from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
+from prorank_jax.warmup.rewards import load_rewards
+from prorank_jax.warmup.step import make_step
 
-ADVANTAGES = {"group_std": standardised_advantages, "group_mean": centred_advantages}
 HEADLINE = ("reward", "format_rate", "accuracy", "kl")
+COMPLETIONS = "completions.jsonl"
 
 
-class WarmupState(NamedTuple):
-    params: Params
-    optimizer: optax.OptState
+def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder: Decoder, mesh: Mesh) -> None:
+    """Refuses what could not be trained, before any work is done.
 
-
-Metrics = dict[str, Array]
-Step = Callable[[WarmupState, Params | None, PairBatch[Array], Array], tuple[WarmupState, Metrics]]
-
-
-def make_loss(
-    decoder: Decoder, prompt: Prompt, config: WarmupConfig
-) -> Callable[[Params, Params | None, PairBatch[Array], Array], tuple[Array, Metrics]]:
-    """The GRPO loss `(params, reference, batch, keys_P) -> (loss, metrics)`; rollouts are drawn inside it.
-
-    With one update per rollout the policy that samples is the policy that learns: the ratio of the two is 1, its
-    gradient is not, and one prefill serves both. The reference is read only where `beta` is not 0.
+    Raises:
+      InputError: a batch that does not divide over devices and parts, prompts whose completions the model has no
+        positions for, a reward that is not to be had.
     """
-
-    def loss(params: Params, reference: Params | None, batch: PairBatch[Array], keys_P: Array) -> tuple[Array, Metrics]:
-        prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
-        rollout = sample(
-            decoder,
-            *lax.stop_gradient((params, prefix)),
-            keys_P,
-            group_size=config.group_size,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            end_id=prompt.end_id,
-        )
-        mask = rollout.mask_PxGxT
-
-        answers_PxG = read_answers(rollout.tokens_PxGxT, prompt.answer_ids, prompt.end_id)
-        rewards = {name: reward(answers_PxG, batch.labels_P) for name, reward in REWARDS.items()}
-        reward_PxG = sum(
-            (weight * rewards[name] for name, weight in config.rewards.items()), jnp.zeros_like(rewards["format"])
-        )
-        advantage_PxG = ADVANTAGES[config.advantage](reward_PxG)
-
-        log_probs, entropies = completion_log_probs(decoder, params, prefix, rollout.tokens_PxGxT, config.temperature)
-        old = lax.stop_gradient(log_probs)
-        token_loss = -clipped_objective(log_probs, old, advantage_PxG, config.clip_low, config.clip_high)
-        low, high = clip_fractions(log_probs, old, advantage_PxG, config.clip_low, config.clip_high)
-        deviation_P = reward_PxG.std(axis=1, ddof=1)
-        metrics = {
-            "reward": reward_PxG.mean(),
-            "reward_std": deviation_P.mean(),
-            "frac_reward_zero_std": (deviation_P < 1e-6).mean(dtype=jnp.float32),
-            **{f"rewards/{name}/mean": value.mean() for name, value in rewards.items()},
-            "accuracy": rewards["relevance"].mean(),
-            "format_rate": rewards["format"].mean(),
-            "entropy": (entropies * mask).sum() / mask.sum(),
-            "clip_ratio/low_mean": (low * mask).sum() / mask.sum(),
-            "clip_ratio/high_mean": (high * mask).sum() / mask.sum(),
-            "completions/mean_length": mask.sum(axis=2).mean(),
-        }
-        if reference is not None:
-            reference_prefix = prefill(decoder, reference, batch.tokens_PxL, batch.lengths_P)
-            reference_log_probs, _ = completion_log_probs(
-                decoder, reference, reference_prefix, rollout.tokens_PxGxT, config.temperature
+    rows, parts = config.prompts_per_step, 1
+    check_rows(mesh, "warmup.prompts_per_step", rows)
+    if isinstance(config, GrpoConfig):
+        load_rewards(config.rewards, config.group_size, config.max_new_tokens)
+        own, parts = rows // mesh.shape["data"], config.accumulation
+        if own % parts:
+            raise InputError(
+                f"config: warmup.accumulation={parts} does not divide the {own} prompts of each replica "
+                f"(warmup.prompts_per_step={rows}); use a divisor of {own}"
             )
-            divergence = k3_divergence(log_probs, lax.stop_gradient(reference_log_probs))
-            token_loss += config.beta * divergence
-            metrics["kl"] = (divergence * mask).sum() / mask.sum()
-        value = mean_over_completions(token_loss, mask)
-        return value, metrics | {"loss": value}
-
-    return loss
-
-
-def make_step(
-    decoder: Decoder,
-    prompt: Prompt,
-    config: WarmupConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int,
-) -> Step:
-    """The compiled step `(state, reference, batch, number) -> (state, metrics)`; the state's buffers are reused.
-
-    `number` seeds the rollouts, prompt by prompt: the update does not depend on how many devices share the batch.
-    Metrics of tokens (entropy, kl, clip ratios) are means over the devices' means, as TRL's are.
-    """
-    loss = make_loss(decoder, prompt, config)
-
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data"), P("data")),
-        out_specs=(P(), P()),
-        axis_names={"data"},
-        check_vma=False,
-    )
-    def replica_step(
-        state: WarmupState, reference: Params | None, batch: PairBatch[Array], keys_P: Array
-    ) -> tuple[WarmupState, Metrics]:
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, reference, batch, keys_P)
-        gradient, metrics = mean_over_replicas(mesh, (gradient, metrics))
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        metrics["grad_norm"] = optax.tree.norm(gradient)
-        return WarmupState(optax.apply_updates(state.params, updates), optimizer_state), metrics
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(
-        state: WarmupState, reference: Params | None, batch: PairBatch[Array], number: Array
-    ) -> tuple[WarmupState, Metrics]:
-        keys_P = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(batch.labels_P))
-        state, metrics = replica_step(state, reference, batch, keys_P)
-        return keep_place(mesh, state), metrics
-
-    return step
+        limit = decoder.config.max_positions - config.max_new_tokens
+        if prompt.max_length > limit:
+            raise InputError(
+                f"config: prompt.max_length={prompt.max_length}: the model has {decoder.config.max_positions} positions, "
+                f"and completions take warmup.max_new_tokens={config.max_new_tokens} of them; use at most {limit}"
+            )
 
 
 def train_warmup(
     run: RunConfig, decoder: Decoder, params: Params, prompt: Prompt, pairs: Pairs, mesh: Mesh, folder: Path
 ) -> Params:
-    """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`."""
+    """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
+
+    Raises:
+      InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
+    """
     config = run.warmup
     assert config is not None
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    grpo = config if isinstance(config, GrpoConfig) else None
+    optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
-
-    def init(params: Params) -> WarmupState:
-        return WarmupState(params, optimizer.init(params))
-
-    layout = abstract(mesh, jax.eval_shape(init, params))
-    done = checkpoints.latest() or 0
-    if done:
-        state = checkpoints.restore(done, layout)
-        if done == config.steps:
-            return state.params
+    learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
+    state, done = open_state(checkpoints, optimizer, mesh, learnt)
+    if done == config.steps:
+        return merged(config.lora, params, state.params)
+    if isinstance(config, GrpoConfig):
+        step = make_step(decoder, prompt, config, optimizer, mesh, run.seed)
     else:
-        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params)
-    reference = jax.device_put(params, shardings(mesh, params)) if config.beta else None
-    step = make_step(decoder, prompt, config, optimizer, mesh, run.seed)
+        step = supervised.make_step(decoder, prompt, config, optimizer, mesh)
+    base = params if config.lora or (grpo and grpo.beta) else None
+    weights = {name.rpartition(":")[2]: weight for name, weight in grpo.rewards.items()} if grpo else {}
 
-    with MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer:
+    watch, flat = Watch("warmup", checkpoints), FlatReward()
+    with (
+        MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer,
+        RowFile(folder / COMPLETIONS, done) as shown,
+    ):
         tokens, since = 0, time.monotonic()
-        for number in range(done, config.steps):
-            batch = pair_batch(pairs, prompt, config.prompts_per_step, run.seed, number)
-            state, metrics = step(state, reference, split_rows(mesh, batch), jnp.asarray(number))
+        for number in range(done + 1, config.steps + 1):
+            batch = pair_batch(pairs, prompt, config.prompts_per_step, run.seed, number - 1)
+            state, metrics, completions = step(state, base, split_rows(mesh, batch), jnp.asarray(number - 1))
+            watch.add(number, metrics)
             tokens += int(batch.lengths_P.sum())
-            if (number + 1) % config.log_every == 0 or number + 1 == config.steps:
-                jax.block_until_ready(metrics)
-                writer.write(number + 1, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+            if grpo and completions and grpo.show_completions_every and number % grpo.show_completions_every == 0:
+                watch.catch_up()
+                for row in completion_rows(number, prompt, batch, completions, weights):
+                    writer.note(f"  {describe(row)}")
+                    shown.write(row)
+            if number % config.log_every == 0 or number == config.steps:
+                watch.catch_up()
+                writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                if grpo and (explanation := flat.add(jax.device_get(metrics))):
+                    writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
-            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
-                checkpoints.save(number + 1, state)
-    return state.params
+            if number % config.checkpoint_every == 0 or number == config.steps:
+                watch.catch_up()
+                checkpoints.save(number, state)
+    return merged(config.lora, params, state.params)

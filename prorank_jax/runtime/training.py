@@ -1,0 +1,85 @@
+"""What the loops of all stages share: the state and where it begins, an update, and a watch over the metrics."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from prorank_jax.errors import InputError
+from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.runtime.mesh import abstract
+
+Metrics = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds: the parameters that learn (a network's, or its adapters) and the optimizer's state."""
+
+    params: Any
+    optimizer: optax.OptState
+
+
+def open_state(
+    checkpoints: Checkpoints, optimizer: optax.GradientTransformation, mesh: Mesh, params: Any
+) -> tuple[TrainState, int]:
+    """The state to go on from, in its place on the mesh, and the step it is of.
+
+    That is the newest checkpoint, or before the first one a copy of `params` and 0.
+    """
+
+    def init(params: Any) -> TrainState:
+        return TrainState(params, optimizer.init(params))
+
+    layout = abstract(mesh, jax.eval_shape(init, params))
+    done = checkpoints.latest()
+    if done is not None:
+        return checkpoints.restore(done, layout), done
+    return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params), 0
+
+
+def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient: Any) -> tuple[TrainState, Array]:
+    """The state after one update, and the global norm of the gradient before it is clipped."""
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), optimizer_state), optax.tree.norm(gradient)
+
+
+class Watch:
+    """Stops a run at the first step with a metric that is not finite.
+
+    It looks at a step while the next one is computed, so that the device need not wait for it; `catch_up` looks at
+    what is left, before anything of a step is kept.
+    """
+
+    def __init__(self, stage: str, checkpoints: Checkpoints):
+        self._stage, self._checkpoints = stage, checkpoints
+        self._unseen: tuple[int, Metrics] | None = None
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step that was just started, and looks at those of the step before it.
+
+        Raises:
+          InputError: one of these is not finite; names it and the step, and the last checkpoint.
+        """
+        self.catch_up()
+        self._unseen = step, metrics
+
+    def catch_up(self) -> None:
+        """Looks at the last step; raises as `add` does."""
+        if self._unseen is None:
+            return
+        (step, metrics), self._unseen = self._unseen, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        # A reward that is not finite spoils the loss as well: the cause is told, not its effects.
+        for name in sorted(values, key=lambda name: not name.startswith("rewards/")):
+            if not math.isfinite(values[name]):
+                remedy = (
+                    "mend that reward"
+                    if name.startswith("rewards/")
+                    else f"lower {self._stage}.optimizer.learning_rate or max_grad_norm, or compute in float32"
+                )
+                saved = self._checkpoints.latest()
+                kept = "no checkpoint was saved yet" if saved is None else f"step {saved} is the last checkpoint"
+                raise InputError(f"{self._stage}: {name} is {values[name]} at step {step}; {kept}; {remedy}")

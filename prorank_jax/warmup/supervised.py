@@ -1,0 +1,73 @@
+"""The plain way to warm up, to compare GRPO with: cross-entropy of the right answer and the end of the turn.
+
+Both answers are computed for each prompt, so the rates that GRPO estimates from samples are exact here: the
+probability of an answer in the right format, and of the right one.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from prorank_jax.config import SupervisedConfig
+from prorank_jax.data.loader import PairBatch
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.lora import network
+from prorank_jax.model.prefix import prefill
+from prorank_jax.prompt import Prompt
+from prorank_jax.runtime.mesh import keep_place, mean_over_replicas
+from prorank_jax.runtime.training import Metrics, TrainState, descend
+from prorank_jax.warmup.rollout import completion_log_probs
+from prorank_jax.warmup.step import Step
+
+
+def answer_log_probs(decoder: Decoder, params: Params, prompt: Prompt, batch: PairBatch[Array]) -> Array:
+    """Log-probability of each answer with the end of the turn behind it, float32 [P, 2]: not relevant, relevant."""
+    answers_2xT = jnp.asarray([[answer, prompt.end_id] for answer in prompt.answer_ids], jnp.int32)
+    prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
+    tokens_Px2xT = jnp.broadcast_to(answers_2xT, (len(batch.labels_P), *answers_2xT.shape))
+    log_probs, _ = completion_log_probs(decoder, params, prefix, tokens_Px2xT, temperature=1.0)
+    return log_probs.sum(axis=2)
+
+
+def make_step(
+    decoder: Decoder, prompt: Prompt, config: SupervisedConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Step:
+    """The compiled step, with the arguments of GRPO's; nothing is drawn, so there are no completions to show.
+
+    The loss is the mean over the answer's two tokens. `accuracy` and `format_rate` are what sampling at temperature 1
+    would give on average.
+    """
+
+    def loss(learnt: Params, base: Params | None, batch: PairBatch[Array]) -> tuple[Array, Metrics]:
+        log_probs_Px2 = answer_log_probs(decoder, network(config.lora, base, learnt), prompt, batch)
+        right_P = jnp.take_along_axis(log_probs_Px2, batch.labels_P[:, None], axis=1)[:, 0]
+        value = -right_P.mean() / 2
+        rates = {"accuracy": jnp.exp(right_P).mean(), "format_rate": jnp.exp(log_probs_Px2).sum(axis=1).mean()}
+        return value, {"loss": value, **rates}
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=(P(), P()),
+        axis_names={"data"},
+        check_vma=False,
+    )
+    def replica_step(state: TrainState, base: Params | None, batch: PairBatch[Array]) -> tuple[TrainState, Metrics]:
+        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
+        state, norm = descend(optimizer, state, gradient)
+        return state, metrics | {"grad_norm": norm}
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, base: Params | None, batch: PairBatch[Array], number: Array
+    ) -> tuple[TrainState, Metrics, None]:
+        state, metrics = replica_step(state, base, batch)
+        return keep_place(mesh, state), metrics, None
+
+    return step
