@@ -8,17 +8,19 @@ the same scores, for servers that know classifiers only. A folder appears whole 
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from prorank_jax.card import RECORD, Record, read_record, run_record, write_record
-from prorank_jax.config import load_config
+from prorank_jax.config import RunConfig, load_config
 from prorank_jax.cross_encoder import causal_files, classifier_files
 from prorank_jax.errors import InputError
-from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.model.hf import ModelFolder, classifier_config, read_folder, save_pretrained
+from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
+from prorank_jax.model.hf import ModelFolder, classifier_config, load_pretrained, read_folder, save_pretrained
+from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
 
@@ -44,8 +46,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
     base = read_folder(config.model.base)
     prompt = load_prompt(base, config.prompt, config.model.base)
     check_out(out, base.folder)
-    shapes = jax.eval_shape(Decoder(base.config).init, jax.random.key(0))
-    params = checkpoints(workdir, saved.stage).restore_params(saved.step, shapes)
+    params = _parameters(workdir, config, saved, base.config)
     record = run_record(config, *saved)
     own = read_record(workdir / "export")
     if own is not None and (own.stage, own.step) == saved and dtype == "float32":
@@ -100,6 +101,21 @@ def check_out(folder: Path, base: Path) -> None:
         raise InputError(f"{folder}: is the base model itself; give another folder")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists()):
         raise InputError(f"{folder}: there already, and not an exported model; give another folder")
+
+
+def _parameters(workdir: Path, config: RunConfig, saved: SavedStep, decoder: DecoderConfig) -> Params:
+    """The parameters after a step; adapters are merged into the network that they were trained beside."""
+    stage = config.warmup if saved.stage == "warmup" else config.score
+    lora = None if stage is None else stage.lora
+    key = jax.random.key(0)
+    if lora is None:
+        return checkpoints(workdir, saved.stage).restore_params(saved.step, jax.eval_shape(Decoder(decoder).init, key))
+    if saved.stage == "score" and config.warmup is not None:
+        base = _parameters(workdir, config, SavedStep("warmup", config.warmup.steps), decoder)
+    else:
+        base = load_pretrained(config.model.base).params
+    shapes = jax.eval_shape(partial(init_adapters, lora, decoder), key)
+    return merged(lora, base, checkpoints(workdir, saved.stage).restore_params(saved.step, shapes))
 
 
 def _classifier(base: ModelFolder, params: Params, prompt: Prompt) -> np.ndarray:

@@ -13,14 +13,14 @@ import torch
 from hf_models import write_model
 from small_decoder import random_params, small_config
 
-from prorank_jax.config import WarmupConfig
+from prorank_jax.config import GrpoConfig
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.prefix import prefill
 from prorank_jax.warmup.probe import answer_rates
 from prorank_jax.warmup.rollout import completion_log_probs, sample
-from prorank_jax.warmup.stage import make_loss
+from prorank_jax.warmup.step import make_losses
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -95,7 +95,7 @@ def plain_log_probs(params, rows, starts, completions, temperature, decoder=DECO
 )
 def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta, advantage, weights):
     P, G, T, temperature = 4, 8, 3, 0.8
-    config = WarmupConfig(
+    config = GrpoConfig(
         steps=1,
         group_size=G,
         max_new_tokens=T,
@@ -110,8 +110,11 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
     keys = jax.random.split(jax.random.key(7), P)
     batch = jax.tree.map(jnp.asarray, PairBatch(tokens, lengths, labels))
 
-    grad = jax.jit(jax.value_and_grad(make_loss(DECODER, PROMPT, config), has_aux=True))
-    (value, metrics), gradient = grad(params, reference if beta else None, batch, keys)
+    grad = jax.jit(jax.value_and_grad(make_losses(DECODER, PROMPT, config).fresh, has_aux=True))
+    (total, (means, _)), gradient = grad(params, reference if beta else None, batch, keys)
+    assert total == means["loss"].total
+    gradient = jax.tree.map(lambda leaf: leaf / means["loss"].weight, gradient)
+    metrics = {name: mean.value for name, mean in means.items()}
 
     completions = np.asarray(draw(params, tokens, lengths, keys, G, T, temperature).tokens_PxGxT)
     format_, right, mask = np.zeros((P, G)), np.zeros((P, G)), np.zeros((P, G, T), np.float32)
@@ -156,9 +159,9 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
         "clip_ratio/low_mean": 0.0,
         "clip_ratio/high_mean": 0.0,
         "completions/mean_length": mask.sum(2).mean(),
+        "completions/clipped_ratio": np.array([END not in answer for answer in completions.reshape(-1, T)]).mean(),
     } | ({"kl": want_kl} if beta else {})
     assert metrics.keys() == expected.keys()
-    assert value == metrics["loss"]
     for name, number in expected.items():
         assert metrics[name] == pytest.approx(float(number), abs=1e-5), name
 
@@ -166,16 +169,20 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
 @partial(jax.jit, static_argnames=("G", "T", "temperature", "decoder"))
 def draw(params, tokens, lengths, keys, G=6, T=4, temperature=1.0, decoder=DECODER):
     prefix = prefill(Decoder(decoder.config), params, tokens, lengths)
-    return sample(decoder, params, prefix, keys, G, T, temperature, END)
+    return sample(decoder, params, prefix, keys, G, T, temperature, 0, END)
 
 
 def test_behind_the_end_are_only_ends_and_the_mask_stops_there():
     tokens, lengths = random_prompts(0, [4, 7, 2, 6])
-    completions, mask = map(np.asarray, draw(params_of(11), tokens, lengths, jax.random.split(jax.random.key(0), 4)))
+    rollout = draw(params_of(11), tokens, lengths, jax.random.split(jax.random.key(0), 4))
+    completions, mask = np.asarray(rollout.tokens_PxGxT), np.asarray(rollout.mask_PxGxT)
     assert completions.shape == mask.shape == (4, 6, 4)
+    ended = np.asarray(rollout.ended_PxG).ravel()
+    np.testing.assert_array_equal(rollout.lengths_PxG, mask.sum(axis=2))
     seen = set()
-    for completion, kept in zip(completions.reshape(-1, 4), mask.reshape(-1, 4), strict=True):
+    for completion, kept, end in zip(completions.reshape(-1, 4), mask.reshape(-1, 4), ended, strict=True):
         first = completion.tolist().index(END) if END in completion else 3
+        assert end == (END in completion)
         seen.add((first, END in completion))
         assert (completion[first + 1 :] == END).all()
         # The end itself is learnt: a mask that stops before it would teach no one to stop.
@@ -261,7 +268,7 @@ def test_every_token_is_drawn_from_the_logits_of_its_own_whole_sequence(plain):
     tokens, lengths = random_prompts(0, [4, 7, 1, 6])
     decoder = Recording(plain.config)
     rollout = draw(params, tokens, lengths, jax.random.split(jax.random.key(0), 4), T=5, decoder=decoder)
-    completions, mask = map(np.asarray, rollout)
+    completions, mask = np.asarray(rollout.tokens_PxGxT), np.asarray(rollout.mask_PxGxT)
     jax.effects_barrier()
     first, *later = decoder.logits
     drawn_from = np.stack([np.repeat(first[:, None], 6, axis=1), *later], axis=2)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prorank_jax.config import RunConfig, dump_config, parse_config
 from prorank_jax.errors import InputError
 from prorank_jax.export import export_checkpoint
 from prorank_jax.model.hf import load_pretrained
+from prorank_jax.model.lora import init_adapters
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import checkpoints, find_checkpoint
 from prorank_jax.train import Trained, train
@@ -63,6 +65,12 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 def params_of(folder: Path) -> Any:
     return load_pretrained(folder).params
+
+
+def adapter_shapes(config: RunConfig) -> Any:
+    assert config.warmup and config.warmup.lora
+    decoder = load_pretrained(config.model.base).config
+    return jax.eval_shape(partial(init_adapters, config.warmup.lora, decoder), jax.random.key(0))
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -265,3 +273,39 @@ def test_bad_arguments_of_the_verb(
     (copied / "config.yaml").write_text(dump_config(run[1]).replace("steps: 4", "steps: -4"))
     assert "steps=-4" in refused("export", copied, out)
     assert not out.exists()
+
+
+def test_adapters_are_merged_and_survive_a_restart(run: tuple[Path, RunConfig, Trained], tmp_path: Path) -> None:
+    _, plain, _ = run
+    tree = plain.model_dump(mode="json")
+    tree["warmup"] |= {"lora": {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "down_proj"]}, "beta": 0.04}
+    tree["score"]["lora"] = {"rank": 3}
+    config = parse_config(tree)
+    workdir = tmp_path / "run"
+    trained = train(config, workdir)
+    base = load_pretrained(plain.model.base).params
+    assert equal(trained.base, base)
+    # Only the targets have moved, and both of them.
+    moved = jax.tree_util.tree_map_with_path(lambda path, a, b: bool((a != b).any()), base, trained.warmed_up)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, is_so in jax.tree_util.tree_leaves_with_path(moved)
+        if is_so
+    }
+    assert names == {"layers/attention/query/kernel", "layers/mlp/down/kernel"}
+    # A checkpoint holds the adapters alone: A and B of rank 2 for each of two matrices a layer.
+    c = trained.decoder.config
+    adapters = checkpoints(workdir, "warmup").restore_params(4, adapter_shapes(config))
+    assert sum(leaf.size for leaf in jax.tree.leaves(adapters)) == c.layers * 2 * (
+        c.width + c.heads * c.head_size + c.mlp_width + c.width
+    )
+
+    for named, want in (("warmup", trained.warmed_up), ("score/checkpoints/4", trained.final)):
+        export_checkpoint(workdir / named, tmp_path / named.replace("/", "-"))
+        assert equal(params_of(tmp_path / named.replace("/", "-")), want)
+    assert equal(params_of(workdir / "export"), trained.final)
+    export_checkpoint(workdir / "score/checkpoints/2", tmp_path / "half")
+    assert not equal(params_of(tmp_path / "half"), trained.final)
+
+    shutil.rmtree(workdir / "score/checkpoints/4")
+    assert equal(train(config, workdir).final, trained.final)

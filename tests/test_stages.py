@@ -12,17 +12,18 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from small_decoder import random_params, small_config
 
-from prorank_jax.config import MeshConfig, OptimizerConfig, ScoreConfig, WarmupConfig
+from prorank_jax.config import GrpoConfig, MeshConfig, OptimizerConfig, ScoreConfig
 from prorank_jax.data.loader import GroupBatch, PairBatch
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import causal_mask
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_rows
 from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.runtime.training import TrainState
 from prorank_jax.scoring import stage as scoring
 from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import relevance_scores
-from prorank_jax.warmup import stage as warmup
+from prorank_jax.warmup import step as warmup
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -49,9 +50,9 @@ def momentum(learning_rate):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate, momentum=0.9))
 
 
-def start(state_type, optimizer, mesh):
+def start(optimizer, mesh):
     def init(params):
-        return state_type(params, optimizer.init(params))
+        return TrainState(params, optimizer.init(params))
 
     layout = shardings(mesh, jax.eval_shape(init, base_params()))
     return jax.jit(init, out_shardings=layout)(base_params()), layout
@@ -64,7 +65,7 @@ def close(left, right):
 # Warmup: the last token of a prompt tells its label.
 
 
-WARMUP = WarmupConfig(steps=60, prompts_per_step=8, group_size=8, max_new_tokens=3, beta=0.02)
+WARMUP = GrpoConfig(steps=60, prompts_per_step=8, group_size=8, max_new_tokens=3, beta=0.02)
 WARMUP_OPTIMIZER = momentum(0.1)
 
 
@@ -82,11 +83,11 @@ def warmup_run(data, fsdp, steps):
     """Final parameters and the metrics of every step."""
     mesh = mesh_of(data, fsdp)
     step = warmup_step(data, fsdp)
-    state, layout = start(warmup.WarmupState, WARMUP_OPTIMIZER, mesh)
+    state, layout = start(WARMUP_OPTIMIZER, mesh)
     reference = jax.device_put(base_params(), shardings(mesh, base_params()))
     rows = []
     for number in range(steps):
-        state, metrics = step(state, reference, split_rows(mesh, pairs_at(number)), jnp.asarray(number))
+        state, metrics, _ = step(state, reference, split_rows(mesh, pairs_at(number)), jnp.asarray(number))
         rows.append(jax.device_get(metrics))
     assert_in_place(state, layout)
     return jax.device_get(state.params), rows
@@ -115,8 +116,8 @@ def test_warmup_gives_the_same_parameters_on_every_mesh(data, fsdp):
     assert any(row["grad_norm"] > 0.01 for row in rows)
     meshed, meshed_rows = warmup_run(data, fsdp, 3)
     close(meshed, params)
-    # Means over completions do not depend on who computes them; `entropy` and `kl` are means over tokens of a replica.
-    for name in ("loss", "reward", "accuracy", "format_rate", "frac_reward_zero_std", "completions/mean_length"):
+    # Means over tokens too: over all tokens, not over the means of each replica's.
+    for name in rows[0]:
         close([row[name] for row in meshed_rows], [row[name] for row in rows])
 
 
@@ -147,6 +148,7 @@ def test_warmup_reports_under_trls_names():
         "clip_ratio/low_mean",
         "clip_ratio/high_mean",
         "completions/mean_length",
+        "completions/clipped_ratio",
         "accuracy",
         "format_rate",
     }
@@ -158,8 +160,8 @@ def test_rollouts_differ_from_step_to_step():
     reference = jax.device_put(base_params(), shardings(mesh, base_params()))
 
     def entropy(number):
-        state, _ = start(warmup.WarmupState, WARMUP_OPTIMIZER, mesh)
-        _, metrics = warmup_step(1, 1)(state, reference, split_rows(mesh, pairs_at(0)), jnp.asarray(number))
+        state, _ = start(WARMUP_OPTIMIZER, mesh)
+        _, metrics, _ = warmup_step(1, 1)(state, reference, split_rows(mesh, pairs_at(0)), jnp.asarray(number))
         return float(metrics["entropy"])
 
     assert entropy(0) == entropy(0) != entropy(1)
@@ -186,10 +188,10 @@ def groups_at(step):
 def score_run(data, fsdp, steps):
     mesh = mesh_of(data, fsdp)
     step = scoring.make_step(DECODER, PROMPT, SCORE, SCORE_OPTIMIZER, mesh)
-    state, layout = start(scoring.ScoreState, SCORE_OPTIMIZER, mesh)
+    state, layout = start(SCORE_OPTIMIZER, mesh)
     rows = []
     for number in range(steps):
-        state, metrics = step(state, split_rows(mesh, groups_at(number)))
+        state, metrics = step(state, None, split_rows(mesh, groups_at(number)))
         rows.append(jax.device_get(metrics))
     assert_in_place(state, layout)
     return jax.device_get(state.params), rows
@@ -243,17 +245,17 @@ def test_what_score_learning_reports(monkeypatch):
     assert metrics["margin"] == pytest.approx(7 / 6 - 0.5 / 3)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
     decoder = Decoder(DECODER.config, jnp.dtype("bfloat16"), remat)
     params, keys = base_params(), jax.random.split(jax.random.key(0), 8)
     losses: list[tuple[Any, tuple[Any, ...]]] = [
-        (warmup.make_loss(decoder, PROMPT, WARMUP), (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
+        (warmup.make_losses(decoder, PROMPT, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
         (scoring.make_loss(decoder, PROMPT, SCORE), (jax.tree.map(jnp.asarray, groups_at(0)),)),
     ]
     for loss, arguments in losses:
-        gradient, metrics = jax.eval_shape(jax.grad(loss, has_aux=True), params, *arguments)
-        assert {leaf.dtype for leaf in jax.tree.leaves((gradient, metrics))} == {jnp.dtype("float32")}
+        (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, *arguments)
+        assert {leaf.dtype for leaf in jax.tree.leaves((value, gradient))} == {jnp.dtype("float32")}
 
 
 # Where arrays lie.

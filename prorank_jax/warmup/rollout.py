@@ -31,7 +31,8 @@ class Rollout(NamedTuple):
     @property
     def mask_PxGxT(self) -> Array:
         """1 up to and including the end of the turn, 0 behind it; float32."""
-        return (jnp.arange(self.tokens_PxGxT.shape[2]) < self.lengths_PxG[:, :, None]).astype(jnp.float32)
+        index_1x1xT = jnp.arange(self.tokens_PxGxT.shape[2])[None, None]
+        return (index_1x1xT < self.lengths_PxG[:, :, None]).astype(jnp.float32)
 
 
 def sample(

@@ -48,11 +48,11 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder:
                 f"config: warmup.accumulation={parts} does not divide the {own} prompts of each replica "
                 f"(warmup.prompts_per_step={rows}); use a divisor of {own}"
             )
-        limit = decoder.config.max_positions - config.max_new_tokens
-        if prompt.max_length > limit:
+        positions, new = decoder.config.max_positions, config.max_new_tokens
+        if prompt.max_length > positions - new:
             raise InputError(
-                f"config: prompt.max_length={prompt.max_length}: the model has {decoder.config.max_positions} positions, "
-                f"and completions take warmup.max_new_tokens={config.max_new_tokens} of them; use at most {limit}"
+                f"config: prompt.max_length={prompt.max_length}: the model has {positions} positions, of which "
+                f"warmup.max_new_tokens takes {new}; use at most {positions - new}"
             )
 
 
