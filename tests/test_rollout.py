@@ -107,7 +107,7 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
     params, reference = params_of(11), params_of(50)
     tokens, lengths = random_prompts(0, [6, 3, 1, 5])
     labels = np.array([0, 1, 1, 0], np.int32)
-    keys = jax.random.split(jax.random.key(7), P)
+    keys = jax.random.split(jax.random.key(2), P)
     batch = jax.tree.map(jnp.asarray, PairBatch(tokens, lengths, labels))
 
     grad = jax.jit(jax.value_and_grad(make_losses(DECODER, PROMPT, config).fresh, has_aux=True))

@@ -50,7 +50,7 @@ def sample(
 
     Args:
       keys_P: one random key per prompt, so that a prompt's completions do not depend on what shares its batch.
-      top_k: draws from the k likeliest tokens (and those as likely as the k-th); 0 draws from all.
+      top_k: draws from the k likeliest tokens; 0 draws from all.
       end_id: the token that ends the turn; behind it the tokens are `end_id` and masked.
     """
     P, G, T = len(prefix.lengths_P), group_size, max_new_tokens
@@ -59,15 +59,19 @@ def sample(
     sees_prompt = jnp.broadcast_to(prefix.valid_PxL[:, None, :], (P, G, prefix.valid_PxL.shape[1]))
     same_sample = jnp.eye(G, dtype=bool)
 
-    def draw(logits_PxGxV: Array, t: Array) -> Array:
+    def draw(logits: Array, t: Array) -> Array:
+        """A token for each sample, [P, G], from logits [P, G, V], or [P, 1, V] that a group shares."""
+        names = None
         if 0 < top_k < decoder.config.vocabulary:
-            least = lax.top_k(logits_PxGxV, top_k)[0][:, :, -1:]
-            logits_PxGxV = jnp.where(logits_PxGxV < least, -jnp.inf, logits_PxGxV)
-
-        def one(key: Array, logits_GxV: Array) -> Array:
-            return jax.random.categorical(jax.random.fold_in(key, t), logits_GxV / temperature, shape=(G,))
-
-        return jax.vmap(one)(keys_P, logits_PxGxV).astype(jnp.int32)
+            logits, names = lax.top_k(logits, top_k)
+        # One random number a sample and the inverse of the distribution: Gumbel noise would take one a token.
+        cumulative = jnp.cumsum(jax.nn.softmax(logits / temperature), axis=-1)
+        uniform_PxG = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (G,)))(keys_P)
+        passed = cumulative < (1.0 - uniform_PxG)[:, :, None] * cumulative[:, :, -1:]
+        drawn_PxG = passed.sum(axis=-1, dtype=jnp.int32)
+        if names is None:
+            return drawn_PxG
+        return jnp.take_along_axis(jnp.broadcast_to(names, passed.shape), drawn_PxG[:, :, None], axis=2)[:, :, 0]
 
     State = tuple[Array, KeyValues, Array, Array]
 
@@ -91,10 +95,7 @@ def sample(
         tokens_TxPxG = lax.dynamic_update_index_in_dim(tokens_TxPxG, drawn, t, axis=0)
         return t + 1, buffer, tokens_TxPxG, ended_PxG | (drawn == end_id)
 
-    first_logits = jnp.broadcast_to(
-        decoder.unembed(params, prefix.last_PxD)[:, None], (P, G, decoder.config.vocabulary)
-    )
-    first = draw(first_logits, jnp.zeros((), jnp.int32))
+    first = draw(decoder.unembed(params, prefix.last_PxD)[:, None], jnp.zeros((), jnp.int32))
     tokens = jnp.full((T, P, G), end_id, jnp.int32).at[0].set(first)
     buffer = KeyValues(empty, empty, jnp.zeros((P, T * G), jnp.int32))
     state = (jnp.ones((), jnp.int32), buffer, tokens, first == end_id)
