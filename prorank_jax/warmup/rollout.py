@@ -126,12 +126,15 @@ def completion_log_probs(
     positions = prefix.lengths_P[:, None] + t[None, :]
     hidden, _ = decoder.forward(params, fed, positions, mask, (prefix.cache,))
 
-    first_PxV = decoder.unembed(params, prefix.last_PxD) / temperature
-    later_PxGxTxV = decoder.unembed(params, hidden.reshape(P, G, T - 1, -1)) / temperature
-    first = jnp.take_along_axis(jax.nn.log_softmax(first_PxV), tokens_PxGxT[:, :, 0], axis=1)
-    later = jnp.take_along_axis(jax.nn.log_softmax(later_PxGxTxV), tokens_PxGxT[:, :, 1:, None], axis=3)[..., 0]
-    log_probs = jnp.concatenate([first[:, :, None], later], axis=2)
-    entropies = jnp.concatenate(
-        [jnp.broadcast_to(entropy(first_PxV)[:, None, None], (P, G, 1)), entropy(later_PxGxTxV)], axis=2
+    # The prompt's last place and those of the completions in one product: two would make two gradients of the table.
+    logits_PxSxV = decoder.unembed(params, jnp.concatenate([prefix.last_PxD[:, None], hidden], axis=1)) / temperature
+    log_probs_PxSxV = jax.nn.log_softmax(logits_PxSxV)
+    first = jnp.take_along_axis(log_probs_PxSxV[:, 0], tokens_PxGxT[:, :, 0], axis=1)
+    behind = tokens_PxGxT[:, :, 1:].reshape(P, G * (T - 1), 1)
+    later = jnp.take_along_axis(log_probs_PxSxV[:, 1:], behind, axis=2).reshape(P, G, T - 1)
+    entropy_PxS = entropy(logits_PxSxV)
+    first_entropy = jnp.broadcast_to(entropy_PxS[:, :1, None], (P, G, 1))
+    return (
+        jnp.concatenate([first[:, :, None], later], axis=2),
+        jnp.concatenate([first_entropy, entropy_PxS[:, 1:].reshape(P, G, T - 1)], axis=2),
     )
-    return log_probs, entropies
