@@ -4,8 +4,8 @@
 
 Qwen2.5-0.5B in its published shape with random weights, float32; 2 prompts of 256 tokens, 8 completions of 4 tokens
 each, AdamW. Without LoRA also with a reference policy, which is a second copy of the parameters; with LoRA it is
-the same parameters without adapters. Each variant runs in a process of its own, whose peak memory counts interpreter, libraries and
-compilation. The first step, which compiles, is told apart. Needs 13 GiB of memory.
+the same parameters without adapters. Each variant runs in a process of its own, whose peak memory counts
+interpreter, libraries and compilation. The first step, which compiles, is told apart. Needs 14 GB of memory.
 """
 
 import resource
@@ -101,9 +101,7 @@ def main() -> None:
         measured = in_fresh_process(measure, variant, options.remat, options.steps)
         median = statistics.median(measured.seconds)
         figures[name] = {**measured._asdict(), "median_seconds": median}
-        print(
-            f"{name:20}{median:7.2f} s a step (the first {measured.first_seconds:.1f} s), peak {measured.peak_gb:.2f} GB"
-        )
+        print(f"{name:20}{median:7.2f} s (the first {measured.first_seconds:.1f} s), peak {measured.peak_gb:.2f} GB")
     if options.out:
         settings = {
             "model": MODEL,

@@ -12,11 +12,12 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from small_decoder import random_params, small_config
 
-from prorank_jax.config import GrpoConfig, MeshConfig, OptimizerConfig, ScoreConfig
+from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
 from prorank_jax.data.loader import GroupBatch, PairBatch
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import causal_mask
 from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.lora import init_learnt
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_rows
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState
@@ -50,12 +51,13 @@ def momentum(learning_rate):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate, momentum=0.9))
 
 
-def start(optimizer, mesh):
+def start(optimizer, mesh, lora=None):
     def init(params):
         return TrainState(params, optimizer.init(params))
 
-    layout = shardings(mesh, jax.eval_shape(init, base_params()))
-    return jax.jit(init, out_shardings=layout)(base_params()), layout
+    learnt = init_learnt(lora, DECODER.config, base_params(), jax.random.key(1))
+    layout = shardings(mesh, jax.eval_shape(init, learnt))
+    return jax.jit(init, out_shardings=layout)(learnt), layout
 
 
 def close(left, right):
@@ -66,6 +68,18 @@ def close(left, right):
 
 
 WARMUP = GrpoConfig(steps=60, prompts_per_step=8, group_size=8, max_new_tokens=3, beta=0.02)
+CONFIGS = {
+    "plain": WARMUP,
+    "all": WARMUP.model_copy(
+        update={
+            "iterations": 2,
+            "accumulation": 2,
+            "loss_average": "dapo",
+            "mask_truncated": True,
+            "lora": LoraConfig(rank=4, alpha=8.0),
+        }
+    ),
+}
 WARMUP_OPTIMIZER = momentum(0.1)
 
 
@@ -79,11 +93,11 @@ def pairs_at(step):
 
 
 @cache
-def warmup_run(data, fsdp, steps):
+def warmup_run(data, fsdp, steps, config="plain"):
     """Final parameters and the metrics of every step."""
     mesh = mesh_of(data, fsdp)
-    step = warmup_step(data, fsdp)
-    state, layout = start(WARMUP_OPTIMIZER, mesh)
+    step = warmup_step(data, fsdp, config)
+    state, layout = start(WARMUP_OPTIMIZER, mesh, CONFIGS[config].lora)
     reference = jax.device_put(base_params(), shardings(mesh, base_params()))
     rows = []
     for number in range(steps):
@@ -94,8 +108,8 @@ def warmup_run(data, fsdp, steps):
 
 
 @cache
-def warmup_step(data, fsdp):
-    return warmup.make_step(DECODER, PROMPT, WARMUP, WARMUP_OPTIMIZER, mesh_of(data, fsdp), seed=3)
+def warmup_step(data, fsdp, config="plain"):
+    return warmup.make_step(DECODER, PROMPT, CONFIGS[config], WARMUP_OPTIMIZER, mesh_of(data, fsdp), seed=3)
 
 
 def assert_in_place(state, layout):
@@ -117,6 +131,19 @@ def test_warmup_gives_the_same_parameters_on_every_mesh(data, fsdp):
     meshed, meshed_rows = warmup_run(data, fsdp, 3)
     close(meshed, params)
     # Means over tokens too: over all tokens, not over the means of each replica's.
+    for name in rows[0]:
+        close([row[name] for row in meshed_rows], [row[name] for row in rows])
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 2), (2, 4)])
+def test_all_options_together_give_the_same_adapters_on_every_mesh(data, fsdp):
+    adapters, rows = warmup_run(1, 1, 3, "all")
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)} == {"lora_a", "lora_b"}
+    # B begins at 0, and completions are masked: rows of different numbers of tokens on each replica and in each part.
+    assert np.abs(adapters["layers"]["mlp"]["up"]["lora_b"]).max() > 1e-3
+    assert any(0 < row["completions/clipped_ratio"] < 1 for row in rows)
+    meshed, meshed_rows = warmup_run(data, fsdp, 3, "all")
+    close(meshed, adapters)
     for name in rows[0]:
         close([row[name] for row in meshed_rows], [row[name] for row in rows])
 
