@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 if TYPE_CHECKING:
-    from grpo_vs_trl import Task, Turns
+    from _processes import Task, Turns
     from transformers import PreTrainedTokenizerFast
 
 

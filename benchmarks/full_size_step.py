@@ -14,8 +14,9 @@ import time
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
+from _processes import in_fresh_process
 from _record import parser, write
-from import_model import MODELS, in_fresh_process
+from import_model import MODELS
 
 MODEL = "Qwen2.5-0.5B"
 PROMPTS, LENGTH = 2, 256

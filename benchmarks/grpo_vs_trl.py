@@ -15,23 +15,19 @@ result; `--completions-head` spares it that. Linux only; needs trl, unless `--ou
 
 import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
+from _processes import Report, Serve, Task, Turns, alive, in_fresh_process
 from _record import parser, write
 from _trl import serve_trl
-from import_model import in_fresh_process
 
 MODEL: dict[str, Any] = {
     "model_type": "qwen2",
@@ -57,58 +53,6 @@ WARMUP: dict[str, Any] = {
 }
 """As in the section `warmup` of a configuration; TRL gets the same values."""
 PAD = 0
-
-Prompts = list[tuple[int, ...]]
-
-
-class Task(NamedTuple):
-    """What both systems do: `folder` holds the model, `batches` the prompts of each step.
-
-    The end of a turn is token number `vocabulary`, which the model does not have: no completion ends early.
-    """
-
-    folder: Path
-    vocabulary: int
-    group_size: int
-    batches: list[Prompts]
-    warmup: dict[str, Any] = WARMUP
-    pad: int = PAD
-
-
-class Report(NamedTuple):
-    """One step: wall time, how many cores other processes used, resident memory when it began and the most of it so
-    far, the prompt of each completion, and their tokens."""
-
-    seconds: float
-    other_cores: float
-    before_bytes: int
-    peak_bytes: int
-    prompts: Prompts
-    tokens: int
-
-
-class Turns:
-    """A child's end of the pipe: waits until a step is asked for, times it, and reports it."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
-
-    def begin(self) -> None:
-        self.pipe.recv()
-        self.before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        self.others = _seconds_of_others()
-        self.start = time.perf_counter()
-
-    def end(self) -> None:
-        self.seconds = time.perf_counter() - self.start
-        self.others = _seconds_of_others() - self.others
-
-    def report(self, prompts: Prompts, tokens: int) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.pipe.send(Report(self.seconds, self.others / self.seconds, self.before, peak, prompts, tokens))
-
-
-Serve = Callable[[Turns, Task], None]
 
 
 def write_model(folder: Path, fields: dict[str, Any]) -> int:
@@ -168,38 +112,6 @@ def serve_ours(turns: Turns, task: Task) -> None:
         rows = zip(tokens_PxL.tolist(), lengths_P, strict=True)
         seen = [tuple(row[:length]) for row, length in rows for _ in range(task.group_size)]
         turns.report(seen, round(float(metrics["completions/mean_length"]) * len(seen)))
-
-
-def child(serve: Serve, pipe: Connection, task: Task) -> None:
-    """What runs in a new interpreter, until it is terminated."""
-    serve(Turns(pipe), task)
-    pipe.recv()  # to end now would take cores from the other's last step
-
-
-@contextmanager
-def alive(name: str, serve: Serve, task: Task) -> Iterator[Callable[[], Report]]:
-    """A system in a process of its own, and the function that asks it for one step.
-
-    A process inherits the peak memory of the one that starts it, so this one imports nothing large.
-    """
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=child, args=(serve, theirs, task), daemon=True)
-    process.start()
-    theirs.close()  # else the end of the child would leave us waiting
-
-    def step() -> Report:
-        try:
-            ours.send(None)
-            return ours.recv()
-        except (EOFError, OSError):
-            raise SystemExit(f"{name}: ended before its last step; its error stands above") from None
-
-    try:
-        yield step
-    finally:
-        process.terminate()
-        process.join()
 
 
 def check(name: str, number: int, report: Report, task: Task) -> None:
@@ -311,7 +223,7 @@ def main() -> None:
             tokens = range(PAD + 1, model["vocab_size"])
             batches = [[tuple(rng.choices(tokens, k=k)) for k in CASES[case]] for _ in range(options.steps + 1)]
             for size in options.groups:
-                cases[case][size] = measure(systems, Task(Path(name), model["vocab_size"], size, batches))
+                cases[case][size] = measure(systems, Task(Path(name), model["vocab_size"], size, batches, WARMUP, PAD))
                 print(row(case, size, cases[case][size]), flush=True)
                 warn(case, size, cases[case][size])
     if options.out:
@@ -333,12 +245,6 @@ def main() -> None:
         libraries = ("jax", "jaxlib", "torch", "transformers", *(() if options.ours_only else ("trl",)))
         write(options.out, record, libraries=libraries)
     print(headline(cases))
-
-
-def _seconds_of_others() -> float:
-    """CPU time of all processes but this one, since some moment."""
-    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
-    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 if __name__ == "__main__":

@@ -15,16 +15,12 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
+from _processes import in_fresh_process
 from _record import parser, write
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _COMMON = {"vocab_size": 151_936, "tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
 MODELS: dict[str, dict[str, Any]] = {
@@ -97,15 +93,6 @@ class Timings(NamedTuple):
     torch_read: Load
     logits_difference: float
     largest_logit: float
-
-
-def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a function returns in a new interpreter.
-
-    A process inherits the peak memory of the one that starts it, so this one imports nothing large.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
 
 
 def write_model(folder: Path, fields: dict[str, Any], dtype: str) -> float:

@@ -1,16 +1,19 @@
 """What the loops of all stages share: the state and where it begins, an update, and a watch over the metrics."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract
+from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas
 
 Metrics = dict[str, Array]
 
@@ -44,6 +47,35 @@ def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient
     """The state after one update, and the global norm of the gradient before it is clipped."""
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     return TrainState(optax.apply_updates(state.params, updates), optimizer_state), optax.tree.norm(gradient)
+
+
+def make_gradient_step(
+    loss: Callable[[Any, Any, Any], tuple[Array, Metrics]], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+    """The compiled step `(state, base, batch) -> (state, metrics)` of a loss; the buffers of the state are used again.
+
+    `loss(learnt, base, batch)` is a mean over the rows of the batch, with metrics that are such means too.
+    """
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=(P(), P()),
+        axis_names={"data"},
+        check_vma=False,
+    )
+    def replica_step(state: TrainState, base: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
+        state, norm = descend(optimizer, state, gradient)
+        return state, metrics | {"grad_norm": norm}
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, base: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = replica_step(state, base, batch)
+        return keep_place(mesh, state), metrics
+
+    return step
 
 
 class Watch:

@@ -6,7 +6,6 @@ logits, and follows the gradient of a ranking loss. No layer is added: what is t
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from prorank_jax.config import RunConfig, ScoreConfig
 from prorank_jax.data.examples import Groups
@@ -23,10 +21,10 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged, network
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import keep_place, mean_over_replicas, split_rows
+from prorank_jax.runtime.mesh import split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
-from prorank_jax.runtime.training import Metrics, TrainState, Watch, descend, open_state
+from prorank_jax.runtime.training import Metrics, TrainState, Watch, make_gradient_step, open_state
 from prorank_jax.scoring.losses import LOSSES
 from prorank_jax.scoring.scores import relevance_scores
 
@@ -77,25 +75,7 @@ def make_step(
     def loss(learnt: Params, base: Params | None, batch: GroupBatch[Array]) -> tuple[Array, Metrics]:
         return group_loss(network(config.lora, base, learnt), batch)
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data")),
-        out_specs=(P(), P()),
-        axis_names={"data"},
-        check_vma=False,
-    )
-    def replica_step(state: TrainState, base: Params | None, batch: GroupBatch[Array]) -> tuple[TrainState, Metrics]:
-        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
-        state, norm = descend(optimizer, state, gradient)
-        return state, metrics | {"grad_norm": norm}
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, base: Params | None, batch: GroupBatch[Array]) -> tuple[TrainState, Metrics]:
-        state, metrics = replica_step(state, base, batch)
-        return keep_place(mesh, state), metrics
-
-    return step
+    return make_gradient_step(loss, optimizer, mesh)
 
 
 def train_score(

@@ -4,14 +4,10 @@ Both answers are computed for each prompt, so the rates that GRPO estimates from
 probability of an answer in the right format, and of the right one.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from prorank_jax.config import SupervisedConfig
 from prorank_jax.data.loader import PairBatch
@@ -19,8 +15,7 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
-from prorank_jax.runtime.mesh import keep_place, mean_over_replicas
-from prorank_jax.runtime.training import Metrics, TrainState, descend
+from prorank_jax.runtime.training import Metrics, TrainState, make_gradient_step
 from prorank_jax.warmup.rollout import completion_log_probs
 from prorank_jax.warmup.step import Step
 
@@ -50,24 +45,11 @@ def make_step(
         rates = {"accuracy": jnp.exp(right_P).mean(), "format_rate": jnp.exp(log_probs_Px2).sum(axis=1).mean()}
         return value, {"loss": value, **rates}
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data")),
-        out_specs=(P(), P()),
-        axis_names={"data"},
-        check_vma=False,
-    )
-    def replica_step(state: TrainState, base: Params | None, batch: PairBatch[Array]) -> tuple[TrainState, Metrics]:
-        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
-        state, norm = descend(optimizer, state, gradient)
-        return state, metrics | {"grad_norm": norm}
+    update = make_gradient_step(loss, optimizer, mesh)
 
-    @partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, base: Params | None, batch: PairBatch[Array], number: Array
     ) -> tuple[TrainState, Metrics, None]:
-        state, metrics = replica_step(state, base, batch)
-        return keep_place(mesh, state), metrics, None
+        return *update(state, base, batch), None
 
     return step
