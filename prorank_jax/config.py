@@ -163,6 +163,9 @@ class GrpoConfig(StageConfig):
                 near = difflib.get_close_matches(name, get_args(Reward), n=1, cutoff=0.5)
                 remedy = f"did you mean {near[0]!r}?" if near else "format and relevance are built in"
                 raise ValueError(f"rewards.{name}: unknown reward; {remedy}; your own is written module:function")
+        names = [name.rpartition(":")[2] for name in self.rewards]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"rewards: two are called {twice!r} and would share a metric; rename one of the functions")
         if self.prompts_per_step % self.accumulation:
             raise ValueError(
                 f"accumulation={self.accumulation}: does not divide prompts_per_step={self.prompts_per_step}; "

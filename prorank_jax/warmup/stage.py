@@ -38,7 +38,7 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder:
       InputError: a batch that does not divide over devices and parts, prompts whose completions the model has no
         positions for, a reward that is not to be had.
     """
-    rows, parts = config.prompts_per_step, 1
+    rows = config.prompts_per_step
     check_rows(mesh, "warmup.prompts_per_step", rows)
     if isinstance(config, GrpoConfig):
         load_rewards(config.rewards, config.group_size, config.max_new_tokens)
