@@ -7,7 +7,16 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from prorank_jax.config import RunConfig, differences, dump_config, load_config, parse_config
+from prorank_jax.config import (
+    GrpoConfig,
+    LoraConfig,
+    RunConfig,
+    SupervisedConfig,
+    differences,
+    dump_config,
+    load_config,
+    parse_config,
+)
 from prorank_jax.errors import InputError
 
 FILE = """\
@@ -44,8 +53,11 @@ def refusal(path: Path, *overrides: str) -> str:
 def test_a_file_states_only_what_it_changes(path):
     config = load_config(path)
     assert config.model.base == "builtin:tiny"
-    assert config.warmup is not None and config.warmup.steps == 5
+    assert config.model.remat == "dots"
+    # The method is GRPO where none is named.
+    assert isinstance(config.warmup, GrpoConfig) and config.warmup.steps == 5
     assert config.warmup.group_size == 8
+    assert config.warmup.lora is None
     assert config.warmup.optimizer.learning_rate == 1e-5
     assert config.warmup.rewards == {"format": 1.0, "relevance": 1.0}
     assert config.score is None
@@ -67,12 +79,15 @@ def test_a_configuration_is_frozen(path):
         ("warmup.optimizer.learning_rate=1e-4", 1e-4),
         ("warmup.optimizer.learning_rate=0.5", 0.5),
         ("seed=7", 7),
-        ("model.remat=true", True),
+        ("model.remat=full", "full"),
+        ("warmup.mask_truncated=true", True),
+        ("warmup.lora.targets=[v_proj, q_proj]", ("v_proj", "q_proj")),
         ("model.base=Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
         ("prompt.answers=['no', 'yes']", ("no", "yes")),
         ("prompt.instruction=a=b", "a=b"),
         ("prompt.instruction=", None),
         ("warmup.rewards.format=0.25", 0.25),
+        ("warmup.rewards.brevity:short=0.1", 0.1),
     ],
 )
 def test_an_override_reaches_any_field(path, override, value):
@@ -91,7 +106,25 @@ def test_overrides_apply_in_order_and_make_or_remove_sections(path):
 def test_an_override_of_one_reward_leaves_only_that_one(path):
     # As in a file, what is written replaces the default mapping whole.
     warmup = load_config(path, ["warmup.rewards.format=2"]).warmup
-    assert warmup is not None and warmup.rewards == {"format": 2.0}
+    assert isinstance(warmup, GrpoConfig) and warmup.rewards == {"format": 2.0}
+
+
+def test_the_method_chooses_the_section(path):
+    assert load_config(path, ["warmup.method=grpo"]) == load_config(path)
+    config = load_config(path, ["warmup.method=supervised", "warmup.prompts_per_step=4"])
+    assert config.warmup == SupervisedConfig(steps=5, method="supervised", prompts_per_step=4)
+    # A section that is checked already is taken as it is.
+    assert parse_config(tree(warmup=config.warmup)) == config
+
+
+def test_adapters_are_of_every_matrix_unless_told(path):
+    config = load_config(path, ["warmup.lora={}", "score.steps=1", "score.lora.rank=2"])
+    assert config.warmup is not None and config.score is not None
+    every = LoraConfig.model_validate(
+        {"targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+    )
+    assert config.warmup.lora == every.model_copy(update={"rank": 16, "alpha": 32.0})
+    assert config.score.lora == every.model_copy(update={"rank": 2, "alpha": 32.0})
 
 
 @pytest.mark.parametrize(
@@ -105,8 +138,62 @@ def test_an_override_of_one_reward_leaves_only_that_one(path):
         ("mesh.fdsp=2", "mesh.fdsp: unknown key; did you mean 'fsdp'?"),
         ("mesh.zzz=2", "mesh.zzz: unknown key; known here: data, fsdp"),
         ("zzz=2", "zzz: unknown key; known here: seed, model, prompt, data, warmup, score, mesh"),
-        ("warmup.rewards.relevence=1", "warmup.rewards.relevence: unknown key; did you mean 'relevance'?"),
-        ("warmup.rewards.speed=1", "warmup.rewards.speed: unknown key; known here: format, relevance"),
+        ("warmup.stps=1", "warmup.stps: unknown key; did you mean 'steps'?"),
+        ("warmup.grup_size=1", "warmup.grup_size: unknown key; did you mean 'group_size'?"),
+        # The method's own name is a place in pydantic's locations, not in the file.
+        ("warmup.grpo.group_sze=1", "warmup.grpo: unknown key; known here: " + ", ".join(GrpoConfig.model_fields)),
+        ("warmup.lora.rnk=1", "warmup.lora.rnk: unknown key; did you mean 'rank'?"),
+        ("warmup.lora.zzz=1", "warmup.lora.zzz: unknown key; known here: rank, alpha, targets"),
+        ("score.lora.target=[]", "score.lora.target: unknown key; did you mean 'targets'?"),
+        (
+            "warmup.rewards={relevence: 1}",
+            "warmup.rewards.relevence: unknown reward; did you mean 'relevance'?; your own is written module:function",
+        ),
+        (
+            "warmup.rewards={speed: 1}",
+            "warmup.rewards.speed: unknown reward; format and relevance are built in; "
+            "your own is written module:function",
+        ),
+        (
+            "warmup.rewards={'mine:own': 1, 'format': 1, 'pack.theirs:own': 1}",
+            "warmup.rewards: two are called 'own' and would share a metric; rename one of the functions",
+        ),
+        (
+            "warmup.rewards={'format': 1, 'mine:format': 1}",
+            "warmup.rewards: two are called 'format' and would share a metric; rename one of the functions",
+        ),
+        ("warmup.method=foo", "warmup.method='foo': no way to warm up; use grpo or supervised"),
+        # A method by another case is another method, and `steps` is not told to be missing.
+        ("warmup={method: GRPO}", "warmup.method='GRPO': no way to warm up; use grpo or supervised"),
+        ("warmup={method: supervised}", "warmup.steps: missing; this field has no default"),
+        ("warmup.lora.rank=0", "warmup.lora.rank=0: input should be greater than or equal to 1"),
+        ("warmup.lora.alpha=0", "warmup.lora.alpha=0: input should be greater than 0"),
+        (
+            "warmup.lora.targets=[q]",
+            "warmup.lora.targets.0='q': input should be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', "
+            "'up_proj' or 'down_proj'",
+        ),
+        (
+            "warmup.lora.targets=[]",
+            "warmup.lora.targets=[]: tuple should have at least 1 item after validation, not 0",
+        ),
+        (
+            "warmup.lora=true",
+            "warmup.lora=True: a section, not a value; write its fields as `key: value` lines below it",
+        ),
+        (
+            "warmup.accumulation=5",
+            "warmup.accumulation=5: does not divide prompts_per_step=32; use a divisor of it",
+        ),
+        ("warmup.accumulation=0", "warmup.accumulation=0: input should be greater than or equal to 1"),
+        ("warmup.iterations=0", "warmup.iterations=0: input should be greater than or equal to 1"),
+        ("warmup.top_k=-1", "warmup.top_k=-1: input should be greater than or equal to 0"),
+        ("warmup.loss_average=foo", "warmup.loss_average='foo': input should be 'grpo', 'dr_grpo' or 'dapo'"),
+        (
+            "warmup.show_completions_every=-1",
+            "warmup.show_completions_every=-1: input should be greater than or equal to 0",
+        ),
+        ("model.remat=true", "model.remat=True: input should be 'none', 'dots' or 'full'"),
         # A section with an unknown key also lacks `steps`; the typing error is the one to tell.
         ("score.stps=9", "score.stps: unknown key; did you mean 'steps'?"),
         ("score.loss=foo", "score.loss='foo': input should be 'bce', 'mse' or 'listwise_softmax'"),
@@ -159,6 +246,10 @@ def test_an_override_of_one_reward_leaves_only_that_one(path):
             "warmup.rewards={format: 0}",
             "warmup.rewards={'format': 0.0}: the weights sum to nothing; give one of them a weight",
         ),
+        (
+            "warmup.rewards={format: 0, 'my:own': 0}",
+            "warmup.rewards={'format': 0.0, 'my:own': 0.0}: the weights sum to nothing; give one of them a weight",
+        ),
         ("mesh.data=0", "mesh.data=0: a mesh axis has 1 or more devices, or -1 for the rest"),
         ("mesh.fsdp=-2", "mesh.fsdp=-2: a mesh axis has 1 or more devices, or -1 for the rest"),
         ("mesh.fsdp=-1", "mesh.data=-1, fsdp=-1: only one axis can take the rest; give the other a number"),
@@ -167,6 +258,26 @@ def test_an_override_of_one_reward_leaves_only_that_one(path):
 )
 def test_a_bad_value_is_refused_in_one_line(path, override, message):
     assert refusal(path, override) == f": {message}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Fields of GRPO are none of the supervised way; the fields that remain are told.
+        ("warmup.beta=0.1", "warmup.beta: unknown key; known here: " + ", ".join(SupervisedConfig.model_fields)),
+        ("warmup.rewards={}", "warmup.rewards: unknown key; known here: " + ", ".join(SupervisedConfig.model_fields)),
+        ("warmup.prompt_per_step=4", "warmup.prompt_per_step: unknown key; did you mean 'prompts_per_step'?"),
+        ("warmup.lora.rnk=1", "warmup.lora.rnk: unknown key; did you mean 'rank'?"),
+        (
+            "warmup.optimizer.learning_rte=1",
+            "warmup.optimizer.learning_rte: unknown key; did you mean 'learning_rate'?",
+        ),
+        ("warmup.steps=0", "warmup.steps=0: input should be greater than or equal to 1"),
+        ("warmup.lora.rank=0", "warmup.lora.rank=0: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_bad_value_of_a_supervised_warmup_is_refused_in_one_line(path, override, message):
+    assert refusal(path, "warmup.method=supervised", override) == f": {message}"
 
 
 @pytest.mark.parametrize(
@@ -249,6 +360,13 @@ def test_parse_config_names_its_source():
             "warmup": {"steps": 2, "rewards": {"relevance": 0.5}, "beta": 0.04},
             "mesh": {"data": 4, "fsdp": -1},
         },
+        {"warmup": {"steps": 2, "method": "supervised", "prompts_per_step": 4}},
+        {
+            "warmup": {"steps": 2, "lora": {"rank": 4, "targets": ["v_proj", "down_proj"]}},
+            "score": {"steps": 1, "lora": {"alpha": 0.5}},
+        },
+        {"warmup": {"steps": 2, "method": "supervised", "lora": {}}},
+        {"warmup": {"steps": 2, "rewards": {"format": 1, "my.brevity:short": 0.1}, "loss_average": "dapo"}},
     ],
 )
 def test_a_dumped_configuration_loads_back_equal(tmp_path, sections):
@@ -294,3 +412,31 @@ def test_differences_of_a_stage_that_only_one_side_has():
     assert "score.steps: 9 -> None" in lost
     assert len(gained) == len(lost)
     assert all(line.startswith("score.") for line in gained + lost)
+
+
+def test_differences_of_two_methods_are_those_of_their_fields():
+    grpo = parse_config(tree(warmup={"steps": 5, "rewards": {"my:own": 2}}))
+    supervised = parse_config(tree(warmup={"steps": 5, "method": "supervised", "prompts_per_step": 8}))
+    lines = differences(grpo, supervised)
+    assert lines[:3] == [
+        "warmup.method: grpo -> supervised",
+        "warmup.prompts_per_step: 32 -> 8",
+        "warmup.group_size: 8 -> None",
+    ]
+    assert "warmup.rewards.my:own: 2.0 -> None" in lines
+    # What both have in common and equal is not among them.
+    own = set(GrpoConfig.model_fields) - set(SupervisedConfig.model_fields)
+    assert {line.split(":")[0].split(".")[1] for line in lines} == own | {"method", "prompts_per_step"}
+    assert len(differences(supervised, grpo)) == len(lines)
+    assert "warmup.method: supervised -> grpo" in differences(supervised, grpo)
+
+
+def test_differences_of_adapters():
+    without, with_ = parse_config(tree()), parse_config(tree(warmup={"steps": 5, "lora": {"targets": ["q_proj"]}}))
+    assert differences(without, with_) == [
+        "warmup.lora.rank: None -> 16",
+        "warmup.lora.alpha: None -> 32.0",
+        "warmup.lora.targets: None -> ['q_proj']",
+    ]
+    wider = parse_config(tree(warmup={"steps": 5, "lora": {"targets": ["q_proj"], "rank": 32}}))
+    assert differences(with_, wider) == ["warmup.lora.rank: 16 -> 32"]

@@ -260,6 +260,40 @@ def test_pair_batch_is_the_stream_as_arrays():
         assert batch.tokens_PxL[row].tolist() == [ord(query)] + [document] * (length - 1) + [99] * (5 - length)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A stream of pairs whose labels are graded judgements: those of the second batch of four."""
+
+    labels: tuple[int, ...]
+
+    def batch(self, seed, step, size):
+        assert (seed, step, size) == (3, 2, 4)
+        texts = [("query a", "document 1"), ("query " + "long " * 9, "document 2 " + "of many words " * 3)] * 2
+        return texts, np.array(self.labels, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        # Counted over the whole stream: the first of batch 2 is pair 8.
+        ((2, 0, 1, 0), "pair 8: the label 2 of query 'query a' and document 'document 1' "),
+        ((1, 0, 1, -1), "pair 11: the label -1 of query {query!r} and document {document!r} "),
+        # The first one is told; a label of 1 before it is none.
+        ((1, 3, 2, 0), "pair 9: the label 3 of query {query!r} and document {document!r} "),
+    ],
+)
+def test_a_pair_is_relevant_or_not(labels, message):
+    stream: Any = Labelled(labels)
+    with pytest.raises(InputError) as caught:
+        pair_batch(stream, PROMPT, 4, 3, 2)
+    # Forty characters of each text tell which it is.
+    cut = {"query": "query long long long long long long long", "document": "document 2 of many words of many words o"}
+    assert {len(text) for text in cut.values()} == {40}
+    assert str(caught.value) == message.format(**cut) + (
+        "is not 0 or 1; judge pairs as relevant or not (data.relevant_from)"
+    )
+
+
 def test_group_batch_is_the_stream_as_arrays():
     found = groups_of(3, 3, 2, 4)[4:]
     batch = group_batch(Groups.from_collection(COLLECTION, RUN, Selection()), PROMPT, 2, 4, 3, 2)

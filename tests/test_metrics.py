@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prorank_jax.errors import InputError
-from prorank_jax.runtime.metrics import TIME_FIELDS, MetricsWriter, read_metrics
+from prorank_jax.runtime.metrics import TIME_FIELDS, MetricsWriter, RowFile, read_metrics
 
 
 def _write(folder: Path, steps: range, resume_from: int = 0, scale: float = 1.0) -> None:
@@ -119,19 +120,125 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     ]
 
 
-def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 120 columns in the place of standard error."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
+    return terminal
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _terminal(monkeypatch)
     _write(tmp_path, range(30, 50, 10), resume_from=20)
     shown = terminal.getvalue()
     assert "40/50" in shown
     assert "reward 40" in shown
     assert "warmup 40/50" not in shown
+
+
+NOTE = "label 1: '[bold]1[/bold]' 2 (x6), 'Yes' 0"
+"""Rich would take the brackets for markup, and swallow them."""
+
+
+def test_a_note_is_a_plain_line_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsWriter(tmp_path, "warmup", 50, resume_from=0, headline=("reward",)) as writer:
+        writer.write(10, {"reward": 2})
+        writer.note(NOTE + " wide" * 40)
+        writer.write(20, {"reward": 3})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # Not broken to a width, which a log has none of.
+    assert captured.err.splitlines() == ["warmup 10/50  reward 2", NOTE + " wide" * 40, "warmup 20/50  reward 3"]
+    # Notes are for the eye: the rows are metrics only.
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20]
+
+
+def test_a_note_stands_above_the_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _terminal(monkeypatch)
+    with MetricsWriter(tmp_path, "warmup", 50, resume_from=0) as writer:
+        writer.note(NOTE)
+    lines = terminal.getvalue().split("\n")
+    (told,) = (line for line in lines if "label 1" in line)
+    # Behind what moves the cursor and clears the bar the text is as it was given, without colours.
+    assert told.endswith(NOTE)
+    assert "0/50" in terminal.getvalue().split(NOTE)[1]
+
+
+def _texts(path: Path) -> list[tuple[int, str]]:
+    return [(row["step"], row["text"]) for row in read_metrics(path)]
+
+
+def test_a_row_can_be_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "completions.jsonl"
+    with RowFile(path, resume_from=0) as rows:
+        assert rows.kept == []
+        assert path.read_text() == ""
+        for step in (5, 5, 10):
+            rows.write({"step": step, "text": f"of {step}"})
+            assert _texts(path)[-1] == (step, f"of {step}")
+    # Several rows of one step are kept, as two prompts have.
+    assert _texts(path) == [(5, "of 5"), (5, "of 5"), (10, "of 10")]
+    assert [entry.name for entry in path.parent.iterdir()] == ["completions.jsonl"]
+
+
+def test_a_resumed_row_file_drops_the_rows_after_the_restored_step(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    with RowFile(path, resume_from=0) as rows:
+        for step in (5, 10, 10, 15, 20):
+            rows.write({"step": step, "text": "before"})
+    with RowFile(path, resume_from=10) as rows:
+        assert rows.kept == [{"step": step, "text": "before"} for step in (5, 10, 10)]
+        # Dropped at once, and not when the next row is written.
+        assert _texts(path) == [(step, "before") for step in (5, 10, 10)]
+        rows.write({"step": 15, "text": "after"})
+    assert _texts(path) == [(5, "before"), (10, "before"), (10, "before"), (15, "after")]
+    with RowFile(path, resume_from=0) as rows:
+        assert rows.kept == []
+    assert _texts(path) == []
+
+
+def test_a_row_file_goes_on_behind_a_half_written_line(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text('{"step": 5, "text": "whole"}\n{"step": 5, "te')
+    with RowFile(path, resume_from=5) as rows:
+        rows.write({"step": 10, "text": "next"})
+    assert path.read_text() == '{"step": 5, "text": "whole"}\n{"step": 10, "text": "next"}\n'
+
+
+def test_a_row_of_any_text_is_one_line(tmp_path: Path) -> None:
+    # Python takes each of these for the end of a line, and a model may say any of them.
+    text = "a\nb\rc\x0bd\x0ce\x1cf\x85g\u2028h\u2029i \ud83d 文書"
+    path = tmp_path / "completions.jsonl"
+    with RowFile(path, resume_from=0) as rows:
+        rows.write({"step": 5, "text": text})
+        rows.write({"step": 10, "text": ""})
+    with RowFile(path, resume_from=10):
+        assert _texts(path) == [(5, text), (10, "")]
+
+
+def test_rows_are_closed_where_the_run_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), RowFile(tmp_path / "rows.jsonl", resume_from=0) as rows:
+        rows.write({"step": 5, "text": "kept"})
+        raise RuntimeError
+    with pytest.raises(ValueError, match="closed"):
+        rows.write({"step": 10, "text": "late"})
+    assert _texts(tmp_path / "rows.jsonl") == [(5, "kept")]
+
+
+def test_only_the_first_process_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with RowFile(tmp_path / "rows" / "rows.jsonl", resume_from=0) as rows:
+        rows.write({"step": 5, "text": "of another host"})
+    with MetricsWriter(tmp_path / "stage", "warmup", 50, resume_from=0) as writer:
+        writer.write(10, {"reward": 1.0})
+        writer.note("of another host")
+    assert list(tmp_path.iterdir()) == []
