@@ -53,6 +53,15 @@ class Models(NamedTuple):
     base: Any
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads of torch that wait for each other are most of the time that such small networks take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     def ours(model, name):
@@ -121,7 +130,7 @@ def on_device(batch):
     return jax.tree.map(jnp.asarray, batch)
 
 
-QUICKLY: Any = {"xla_cpu_use_fusion_emitters": False}
+QUICKLY: Any = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 """How to compile: the other emitters of fusions compute the same, and take three times as long to be compiled."""
 
 
@@ -295,8 +304,8 @@ def test_the_loss_and_every_gradient_equal_the_plain_way(models, G, beta, averag
 
     model, [row] = plain_updates(models, grpo(**fields), experience.rollout.tokens_PxGxT)
     want = gradients(model)
-    # Forty times the tolerance and more, in the least of all tensors: a bias of the keys.
-    assert min(np.abs(tensor).max() for tensor in want.values()) > 4e-4
+    # Thirty times the tolerance and more, in the least of all tensors: a bias of the keys.
+    assert min(np.abs(tensor).max() for tensor in want.values()) > 3e-4
     assert_close(in_their_layout(models.decoder.config, gradient), want)
     assert loss == pytest.approx(row["loss"], abs=1e-5)
 

@@ -253,26 +253,28 @@ def check_shown(parts: Parts, rows: list[Any], shown: list[Any], lines: list[str
 
 def test_an_absurd_learning_rate_stops_the_run_behind_its_last_good_checkpoint(parts: Parts, tmp_path: Path) -> None:
     # A good stage of two steps, which goes on with a learning rate that no float survives: the third step spoils the
-    # parameters, and the fourth, which would be saved, sees it.
-    rarely = {"method": "supervised", "checkpoint_every": 2, "log_every": 100}
-    run_stage(parts, tmp_path, steps=2, **rarely)
+    # parameters, and the fourth sees it.
+    run_stage(parts, tmp_path, method="supervised", steps=2, checkpoint_every=2, log_every=2)
     good = saved(parts, tmp_path, 2)
     assert finite(good)
     absurd = {"learning_rate": 1e30, "warmup_fraction": 0.0}
-    with pytest.raises(InputError) as caught:
-        run_stage(parts, tmp_path, steps=8, optimizer=absurd, **rarely)
-    message = str(caught.value)
-    # All metrics are spoilt; which of them is told does not matter.
-    name = message.split()[1]
-    assert name in {"loss", "accuracy", "format_rate", "grad_norm"}
-    assert message == (
-        f"warmup: {name} is nan at step 4; step 2 is the last checkpoint; "
-        "lower warmup.optimizer.learning_rate or max_grad_norm, or compute in float32"
-    )
-    assert steps_of(tmp_path) == [2]
-    jax.tree.map(np.testing.assert_array_equal, saved(parts, tmp_path, 2), good)
-    # No row either, but those of the good stage: its last step.
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2]
+    # A step that would be saved, one that would be logged, and one of which nothing would be kept.
+    for checkpoint_every, log_every in ((2, 100), (100, 4), (100, 100)):
+        often = {"checkpoint_every": checkpoint_every, "log_every": log_every}
+        with pytest.raises(InputError) as caught:
+            run_stage(parts, tmp_path, method="supervised", steps=8, optimizer=absurd, **often)
+        message = str(caught.value)
+        # All metrics are spoilt; which of them is told does not matter.
+        name = message.split()[1]
+        assert name in {"loss", "accuracy", "format_rate", "grad_norm"}
+        assert message == (
+            f"warmup: {name} is nan at step 4; step 2 is the last checkpoint; "
+            "lower warmup.optimizer.learning_rate or max_grad_norm, or compute in float32"
+        )
+        assert steps_of(tmp_path) == [2]
+        jax.tree.map(np.testing.assert_array_equal, saved(parts, tmp_path, 2), good)
+        # No row either, but that of the good stage.
+        assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2]
 
 
 def test_a_supervised_warmup_runs_and_exports(parts: Parts, tmp_path: Path) -> None:
