@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType
+from meshes import MESHES, close, mesh_of
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
@@ -32,12 +33,6 @@ VOCABULARY = 6
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
 PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
 DECODER = Decoder(small_config(VOCABULARY, tied=True))
-MESHES = [(8, 1), (2, 4), (1, 8)]
-
-
-def mesh_of(data, fsdp):
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 @cache
@@ -58,10 +53,6 @@ def start(optimizer, mesh, lora=None):
     learnt = init_learnt(lora, DECODER.config, base_params(), jax.random.key(1))
     layout = shardings(mesh, jax.eval_shape(init, learnt))
     return jax.jit(init, out_shardings=layout)(learnt), layout
-
-
-def close(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5), left, right)
 
 
 # Warmup: the last token of a prompt tells its label.

@@ -11,7 +11,7 @@ import optax
 import pytest
 import torch
 from hf_models import write_model
-from jax.sharding import AxisType, Mesh
+from meshes import MESHES, close, mesh_of
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import LoraConfig, SupervisedConfig
@@ -34,12 +34,6 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 CONFIG = SupervisedConfig(method="supervised", steps=40, prompts_per_step=8)
 SGD, SLOW_SGD = optax.sgd(1.0), optax.sgd(0.1)
 MOMENTUM = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
-MESHES = [(8, 1), (2, 4), (1, 8)]
-
-
-def mesh_of(data, fsdp):
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 @cache
@@ -124,10 +118,6 @@ def run(data, fsdp, steps, learnt, optimizer=SGD, lora=None):
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     return jax.device_get(state.params), rows
-
-
-def close(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5), left, right)
 
 
 def test_the_loss_and_the_rates_are_those_of_the_formula():

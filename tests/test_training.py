@@ -263,6 +263,8 @@ def test_a_watch_names_the_reward_that_spoils_everything_else(checkpoints: Check
     assert stopped(watch) == (
         "warmup: rewards/own/mean is inf at step 4; no checkpoint was saved yet; mend that reward"
     )
+    watch.add(4, metrics_of(accuracy=nan, grad_norm=nan, loss=nan))
+    assert stopped(watch).startswith("warmup: loss is nan")
     # `reward` is the sum, and no reward.
     watch.add(5, metrics_of(loss=1.0, reward=nan, rewards__own__mean=1.0))
     assert stopped(watch) == (

@@ -264,11 +264,9 @@ def test_an_absurd_learning_rate_stops_the_run_behind_its_last_good_checkpoint(p
         with pytest.raises(InputError) as caught:
             run_stage(parts, tmp_path, method="supervised", steps=8, optimizer=absurd, **often)
         message = str(caught.value)
-        # All metrics are spoilt; which of them is told does not matter.
-        name = message.split()[1]
-        assert name in {"loss", "accuracy", "format_rate", "grad_norm"}
+        # All metrics are spoilt, the accuracy too, which comes first in the alphabet.
         assert message == (
-            f"warmup: {name} is nan at step 4; step 2 is the last checkpoint; "
+            "warmup: loss is nan at step 4; step 2 is the last checkpoint; "
             "lower warmup.optimizer.learning_rate or max_grad_norm, or compute in float32"
         )
         assert steps_of(tmp_path) == [2]

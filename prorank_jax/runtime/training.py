@@ -104,8 +104,9 @@ class Watch:
             return
         (step, metrics), self._unseen = self._unseen, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        # A reward that is not finite spoils the loss as well: the cause is told, not its effects.
-        for name in sorted(values, key=lambda name: not name.startswith("rewards/")):
+        # A reward that is not finite spoils the loss, and the loss the gradient: the cause is told, not its effects.
+        causes = [*(name for name in values if name.startswith("rewards/")), "loss", "grad_norm"]
+        for name in [name for name in causes if name in values] + [name for name in values if name not in causes]:
             if not math.isfinite(values[name]):
                 remedy = (
                     "mend that reward"
