@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from prorank_jax.warmup.grpo import (
+    Mean,
     centred_advantages,
     clip_fractions,
     clipped_objective,
     entropy,
     k3_divergence,
+    mean_over_budget,
     mean_over_completions,
+    mean_over_tokens,
     standardised_advantages,
 )
 
@@ -85,13 +88,43 @@ def test_k3s_expectation_under_the_policy_is_the_divergence():
     assert (policy * k3).sum() == pytest.approx((policy * np.log(policy / reference)).sum(), rel=1e-5)
 
 
-def test_the_mean_counts_every_completion_the_same():
-    value = jnp.array([[[2.0, 9.0, 9.0], [4.0, 6.0, 9.0]], [[1.0, 2.0, 6.0], [7.0, 9.0, 9.0]]])
-    mask = jnp.array([[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]])
-    # (2 + 5 + 3 + 7) / 4; over all seven kept tokens it would be 28 / 7 = 4.
-    assert mean_over_completions(value, mask) == pytest.approx(4.25)
-    # A completion without a token counts as 0, and divides nothing by zero: (2 + 5 + 3 + 0) / 4.
-    assert mean_over_completions(value, mask.at[1, 1].set(0.0)) == pytest.approx(2.5)
+# Two prompts with two completions each, of 1, 2, 3 and 1 tokens; what is masked is 9.
+VALUE = jnp.array([[[2.0, 9.0, 9.0], [4.0, 6.0, 9.0]], [[1.0, 2.0, 6.0], [7.0, 9.0, 9.0]]])
+MASK = jnp.array([[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]])
+
+
+@pytest.mark.parametrize(
+    ("average", "total", "weight"),
+    [
+        # Means of the completions 2, 5, 3 and 7: 17 / 4 = 4.25.
+        (mean_over_completions, 17.0, 4.0),
+        # Seven kept tokens: 28 / 7 = 4.
+        (mean_over_tokens, 28.0, 7.0),
+        # Room for twelve: 28 / 12, a third less than the mean over tokens.
+        (mean_over_budget, 28.0, 12.0),
+    ],
+)
+def test_the_three_averages(average, total, weight):
+    mean = average(VALUE, MASK)
+    assert (float(mean.total), float(mean.weight)) == (total, weight)
+    assert mean.value == pytest.approx(total / weight)
+
+
+@pytest.mark.parametrize(
+    ("average", "value"), [(mean_over_completions, 10 / 4), (mean_over_tokens, 21 / 6), (mean_over_budget, 21 / 12)]
+)
+def test_a_completion_without_a_token_counts_nothing_and_divides_nothing_by_zero(average, value):
+    # The last completion, whose one token is 7, is masked; among completions it still counts as one.
+    assert average(VALUE, MASK.at[1, 1].set(0.0)).value == pytest.approx(value)
+    assert average(VALUE, jnp.zeros_like(MASK)).value == 0.0
+
+
+def test_means_of_parts_add_up_to_that_of_the_whole():
+    # One completion of the first prompt alone, then the other three: 2 / 1 and 26 / 6, whose mean would be 3.17.
+    rows = VALUE.reshape(1, 4, 3), MASK.reshape(1, 4, 3)
+    parts = [mean_over_tokens(*(row[:, part] for row in rows)) for part in (slice(0, 1), slice(1, 4))]
+    joined = Mean(*(sum(numbers) for numbers in zip(*parts, strict=True)))
+    assert joined.value == pytest.approx(28 / 7)
 
 
 def test_entropy_is_in_nats_over_the_last_axis():

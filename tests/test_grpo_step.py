@@ -298,16 +298,15 @@ def test_the_loss_and_every_gradient_equal_the_plain_way(models, G, beta, averag
     loss, gradient, _, experience = draw_and_differentiate(
         models.decoder, models.params, models.base if beta else None, **fields
     )
-    # Completions of one token to all four, and two groups or more that there is something to learn from.
-    assert {1, 2, 4} <= set(np.asarray(experience.rollout.lengths_PxG).ravel().tolist())
-    assert (np.abs(experience.advantage_PxG).max(axis=1) > 0.1).sum() >= 2
-
     model, [row] = plain_updates(models, grpo(**fields), experience.rollout.tokens_PxGxT)
     want = gradients(model)
     # Thirty times the tolerance and more, in the least of all tensors: a bias of the keys.
     assert min(np.abs(tensor).max() for tensor in want.values()) > 3e-4
     assert_close(in_their_layout(models.decoder.config, gradient), want)
     assert loss == pytest.approx(row["loss"], abs=1e-5)
+    # There were completions of one token to all four, and two groups or more to learn from.
+    assert {1, 2, 4} <= set(np.asarray(experience.rollout.lengths_PxG).ravel().tolist())
+    assert (np.abs(experience.advantage_PxG).max(axis=1) > 0.1).sum() >= 2
 
 
 @pytest.mark.parametrize(("G", "beta", "average"), THREE_UPDATES)
@@ -593,7 +592,7 @@ def test_top_k_draws_from_the_likeliest_and_judges_by_all(models):
 
 def test_top_k_keeps_the_odds_of_what_it_keeps(models):
     P, G, temperature = 1000, 10, 0.7
-    batch = on_device(jax.tree.map(lambda leaf: np.repeat(leaf[:1], P, axis=0), prompts()))
+    batch = on_device(jax.tree.map(lambda leaf: np.repeat(leaf[2:3], P, axis=0), prompts()))
 
     @partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
     def draw(params, top_k):
@@ -602,16 +601,16 @@ def test_top_k_keeps_the_odds_of_what_it_keeps(models):
         return sample(models.decoder, params, prefix, keys, G, 2, temperature, top_k, END).tokens_PxGxT[..., 0]
 
     with torch.no_grad():
-        exact = plain_log_probs(models.policy, prompts(), np.zeros((4, 1, 1), int), temperature)[0, 0].exp().numpy()
+        exact = plain_log_probs(models.policy, prompts(), np.zeros((4, 1, 1), int), temperature)[2, 0].exp().numpy()
     likeliest = np.argsort(exact)[-2:]
     counts = np.bincount(np.asarray(draw(models.params, 2)).ravel(), minlength=VOCABULARY)[likeliest]
     assert counts.sum() == P * G
     expected = P * G * exact[likeliest] / exact[likeliest].sum()
-    # 0.999 of all honest samplers stay below. One without the temperature, or that draws half of each, would not.
+    # 0.999 of all honest samplers stay below. One without the temperature, or that draws half of each, is far above.
+    assert ((counts - expected) ** 2 / expected).sum() < 10.83
     flat = P * G * exact[likeliest] ** temperature / (exact[likeliest] ** temperature).sum()
     for other in (flat, np.full(2, P * G / 2)):
-        assert ((other - expected) ** 2 / expected).sum() > 10.83
-    assert ((counts - expected) ** 2 / expected).sum() < 10.83
+        assert ((other - expected) ** 2 / expected).sum() > 100
 
     # As many as there are, or more, are all.
     every = np.asarray(draw(models.params, 0))
