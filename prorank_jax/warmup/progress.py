@@ -24,7 +24,8 @@ def completion_rows(
     One row a prompt: `{"step", "prompt", "label", "completions": [text], "reward": [...], "rewards": {name: [...]}}`.
     """
     tokens_PxGxT, lengths_PxG = (_first(x) for x in (completions.rollout.tokens_PxGxT, completions.rollout.lengths_PxG))
-    rewards = {name: _first(value) for name, value in completions.rewards.items()}
+    # In 64 bits, so that 3.05 is written as such.
+    rewards = {name: _first(value).astype(np.float64) for name, value in completions.rewards.items()}
     rows = []
     for p in range(len(lengths_PxG)):
         texts = [
@@ -46,8 +47,9 @@ def completion_rows(
 
 
 def _first(value: Array) -> np.ndarray:
-    """The rows of the first prompts; of an array that is split over processes, this one's own."""
-    return np.asarray(value.addressable_shards[0].data[:_PROMPTS])
+    """The rows of the first prompts; of an array that is split over processes, those that the first device holds."""
+    rows = value if value.is_fully_addressable else value.addressable_shards[0].data
+    return np.asarray(rows[:_PROMPTS])
 
 
 def describe(row: Row) -> str:

@@ -110,11 +110,12 @@ def _import(name: str) -> RewardFunction:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
+    path = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:
         yield
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path[:] = path
 
 
 def _try(name: str, function: RewardFunction, group_size: int, max_new_tokens: int) -> None:
