@@ -102,7 +102,9 @@ def test_the_run_folder(undisturbed: Path, config: Path) -> None:
     for stage in STAGES:
         folder = undisturbed / stage
         (events,) = folder.glob("events.out.tfevents.*")
-        assert sorted(path.name for path in folder.iterdir()) == sorted(["checkpoints", "metrics.jsonl", events.name])
+        own = ["completions.jsonl"] if stage == "warmup" else []
+        expected = sorted(["checkpoints", "metrics.jsonl", events.name, *own])
+        assert sorted(path.name for path in folder.iterdir()) == expected
         assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["50", "60"]
         assert [row["step"] for row in rows(undisturbed, stage)] == list(range(1, STEPS + 1))
     assert Reranker.from_pretrained(undisturbed / "export").max_length == 112
