@@ -19,6 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data_app = typer.Typer(
+    help="Prepare training data: mine hard negatives, and write a teacher's scores beside them.",
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face hub id, or builtin:tiny.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of a prompt [default: as trained, else 512].")]
 Order = Annotated[str | None, typer.Option(help="What a prompt shows first: query_first or document_first.")]
@@ -26,6 +32,7 @@ Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
 
 
 @app.callback(invoke_without_command=True)
+@data_app.callback(invoke_without_command=True)
 def _help_without_a_verb(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -142,6 +149,90 @@ def rerank(
     reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
+
+
+@data_app.command("mine")
+def data_mine(
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .jsonl.gz.")],
+    data: Annotated[Path | None, typer.Option(help="BEIR folder of the collection.")] = None,
+    split: Annotated[str | None, typer.Option(help="Whose queries and judgements [default: train].")] = None,
+    first_stage: Annotated[str | None, typer.Option(help="bm25 [default], or the path of a TREC run.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query [default: 100].")] = None,
+    ranks: Annotated[str | None, typer.Option(help="First and last rank of negatives [default: 1:DEPTH].")] = None,
+    relative_margin: Annotated[
+        float | None, typer.Option(help="Share of the lowest positive's score that a negative's must be below it.")
+    ] = None,
+    absolute_margin: Annotated[float | None, typer.Option(help="The same in the first stage's unit.")] = None,
+    relevant_from: Annotated[
+        int | None, typer.Option(min=1, help="Lowest judgement of a positive [default: 1].")
+    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Mined and scored file, to drop false negatives from.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="With --scores: highest score of a negative.")] = None,
+    teacher_margin: Annotated[
+        float | None, typer.Option(help="With --scores: how far a negative must be below the lowest positive.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="Per query at most.")] = 7,
+    positives: Annotated[int | None, typer.Option(min=1, help="Per query at most [default: all].")] = None,
+    sample: Annotated[str, typer.Option(help="top: the first ranked negatives; random: any of the window.")] = "top",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random sample.")] = 0,
+) -> None:
+    """Hard negatives of a collection (--data), or those of a scored file that are not in doubt (--scores)."""
+    from prorank_jax.data.beir import read_beir
+    from prorank_jax.data.candidates import candidates
+    from prorank_jax.data.false_negatives import Doubt, drop_false_negatives
+    from prorank_jax.data.jsonl import check_out
+    from prorank_jax.data.mine import Choice, Window, depth_of, mine, parse_ranks, write_mined
+
+    mining = {
+        "--split": split,
+        "--first-stage": first_stage,
+        "--depth": depth,
+        "--ranks": ranks,
+        "--relative-margin": relative_margin,
+        "--absolute-margin": absolute_margin,
+        "--relevant-from": relevant_from,
+    }
+    dropping = {"--max-score": max_score, "--teacher-margin": teacher_margin}
+    if (data is None) == (scores is None):
+        raise InputError("prorank data mine: give either --data or --scores, not both and not neither")
+    mode, other = ("--scores", mining) if data is None else ("--data", dropping)
+    if unused := [option for option, value in other.items() if value is not None]:
+        raise InputError(f"{unused[0]}={other[unused[0]]}: has no meaning with {mode}; leave it out")
+    choice = Choice(negatives, positives, sample, seed)
+    check_out(out)
+    if scores is not None:
+        print(f"{drop_false_negatives(scores, out, Doubt(max_score, teacher_margin), choice)}: {out}")
+    elif data is not None:
+        first_and_last = None if ranks is None else parse_ranks(ranks)
+        depth = depth_of(first_and_last, depth)
+        lowest = 1 if relevant_from is None else relevant_from
+        window = Window(first_and_last or (1, depth), relative_margin, absolute_margin, lowest)
+        collection = read_beir(data, split or "train")
+        mined = mine(collection, candidates(collection, first_stage or "bm25", depth), window, choice)
+        write_mined(mined, out)
+        print(f"{mined}: {out}")
+
+
+@data_app.command("score")
+def data_score(
+    file: Annotated[Path, typer.Argument(help="Rows of queries and documents: .jsonl or .jsonl.gz.")],
+    teacher: Annotated[str, typer.Option(help="Reranker folder, Hugging Face hub id, or builtin:tiny.")],
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .jsonl.gz; one begun before goes on.")],
+    batch: Annotated[int | None, typer.Option(min=1, help="Prompts at a time [default: about 8,000 tokens].")] = None,
+    max_length: MaxLength = None,
+    order: Order = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Write a teacher's scores beside the documents of a file."""
+    from prorank_jax.data.jsonl import check_out
+    from prorank_jax.reranker import Reranker
+    from prorank_jax.teacher import score_file
+
+    check_out(out)
+    reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order)
+    done = score_file(reranker, file, out, batch_size=batch, show_progress=True)
+    went_on = f", {done.found} of them scored before" if done.found else ""
+    print(f"{done.rows} rows, {done.documents} documents{went_on}: {out}")
 
 
 @app.command()

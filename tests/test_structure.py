@@ -22,7 +22,7 @@ LAYERS = [
         *("data.", "runtime.", "model.", "warmup.", "scoring."),
         *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "card", "export"),
     ],
-    ["train", "demo.", "reranker", "evaluate", "report", "plan", "doctor", "warmup.stage", "scoring.stage"],
+    ["train", "demo.", "reranker", "evaluate", "teacher", "report", "plan", "doctor", "warmup.stage", "scoring.stage"],
     ["cli"],
 ]
 ONLY_IN = {

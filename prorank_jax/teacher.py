@@ -1,0 +1,281 @@
+"""A teacher writes its scores beside the documents of a file of rows, and goes on where it was stopped.
+
+Rows are scored in chunks. Where a chunk ends depends on the rows before it alone, so a score does not depend on where
+the work was cut, and the file is byte for byte that of work that was not. `OUT.part` holds the finished chunks;
+`OUT.part.json` says how many rows and bytes they are, and of which input, teacher and options. It is replaced behind
+each chunk: what `OUT.part` holds beyond is of a chunk that was cut, and is written again.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from prorank_jax.cross_encoder import LOGIT_SCORE
+from prorank_jax.data.candidates import write_atomically
+from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows, shape_of
+from prorank_jax.errors import InputError
+from prorank_jax.prompt import Prompt
+from prorank_jax.reranker import Reranker
+
+_CHUNK = 1024
+"""Documents of a chunk at least, where the rows last."""
+_ANSWERS = (("0", "1"), ("no", "yes"), ("false", "true"))
+_WORD = re.compile(r"\w+")
+
+Placed = tuple[str, Row]
+
+
+class Scored(NamedTuple):
+    """What was done: rows and documents of the file, and the rows that an earlier call had scored."""
+
+    rows: int
+    documents: int
+    found: int
+
+
+def score_file(
+    teacher: Reranker, source: Path, out: Path, *, batch_size: int | None = None, show_progress: bool = False
+) -> Scored:
+    """Writes the rows of `source` to `out` with the teacher's scores beside their documents.
+
+    `document` gets `score`; `pos` and `neg` get `pos_scores` and `neg_scores`; `documents` get `scores`. Scores that
+    are there already are replaced, and all else is kept.
+
+    Args:
+      batch_size: as `Reranker.predict`.
+
+    Raises:
+      InputError: `source` is not a file of rows, the teacher's answers are not its template's, `out` was begun with
+        something else, or a score is not finite.
+    """
+    check_out(out)
+    named = Path(teacher.prompt.place) / LOGIT_SCORE / "config.json"
+    check_answers(teacher.prompt, str(named) if named.exists() else teacher.prompt.place)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise InputError(f"{out}: is the input as well; give another --out")
+    rows, documents = _count(source, teacher.prompt)
+    made_of = {
+        "--batch": batch_size,
+        "--max-length": teacher.max_length,
+        "--dtype": teacher.dtype,
+        "the input": _sha256_of_file(source),
+        "the teacher": _sha256_of_teacher(teacher),
+        "chunks": _CHUNK,
+    }
+    part = _Part(out)
+    found = part.open(made_of)
+    with _progress(rows, found, show_progress) as advance:
+        for chunk in _chunks(read_rows(source), skip=found):
+            part.add(encode_rows(_scored(teacher, chunk, batch_size), out), len(chunk))
+            advance(len(chunk))
+    part.finish()
+    return Scored(rows, documents, found)
+
+
+def check_answers(prompt: Prompt, place: str) -> None:
+    """Refuses a teacher whose template asks for other answers than those whose logits are its score.
+
+    A template that names no known pair of answers, such as `0` and `1` or `yes` and `no`, is let through.
+
+    Args:
+      place: where the answers are named, for the message.
+
+    Raises:
+      InputError: both words of a known pair stand in the template, and neither of the teacher's.
+    """
+    pieces = prompt.pieces
+    slots = [pieces.query.before, pieces.query.after, pieces.document.before, pieces.document.after]
+    fixed = [str(prompt.tokenizer.decode(ids)) for ids in (pieces.head_ids, pieces.middle_ids, pieces.tail_ids)]
+    words = {word.casefold() for text in (*fixed, *slots) for word in _WORD.findall(text)}
+    if words & {answer.strip().casefold() for answer in prompt.answers}:
+        return
+    for asked in _ANSWERS:
+        if words.issuperset(asked):
+            ids = " and ".join(map(str, prompt.answer_ids))
+            raise InputError(
+                f"{place}: the answer tokens {ids} are {prompt.answers[0]!r} and {prompt.answers[1]!r}, and the "
+                f"template asks for {asked[0]!r} or {asked[1]!r}; name the tokens of these, or mend chat_template.jinja"
+            )
+
+
+class _Part:
+    """The unfinished file, and what is known of it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.with_name(f"{out.name}.part")
+        self.record = out.with_name(f"{out.name}.part.json")
+        self.made_of: dict[str, Any] = {}
+        self.rows = self.bytes = 0
+
+    def open(self, made_of: dict[str, Any]) -> int:
+        """Begins the file, or cuts it behind its last whole chunk; returns the rows that it has.
+
+        Raises:
+          InputError: it was begun with something else, or is damaged.
+        """
+        self.made_of = made_of
+        start_again = f"delete {self.path} to start again, or give another --out"
+        if not self.path.exists():
+            self._note()
+            self.path.touch()
+            return 0
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            before, self.rows, self.bytes = record["made_of"], int(record["rows"]), int(record["bytes"])
+            changed = [name for name, value in made_of.items() if before[name] != value]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{self.record}: does not say what {self.path} was made of; {start_again}") from None
+        if changed:
+            name = changed[0]
+            values = f" ({before[name]} -> {made_of[name]})" if name.startswith("--") else ""
+            raise InputError(f"{self.path}: was begun with other settings: {name} changed{values}; {start_again}")
+        if self.path.stat().st_size < self.bytes:
+            raise InputError(f"{self.path}: is shorter than the {self.bytes} bytes written; {start_again}")
+        os.truncate(self.path, self.bytes)
+        return self.rows
+
+    def add(self, chunk: bytes, rows: int) -> None:
+        """Writes a chunk, and notes it once it is on the disk."""
+        with self.path.open("ab") as file:
+            file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += rows
+        self.bytes += len(chunk)
+        self._note()
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        os.replace(self.path, self.out)
+        self.record.unlink()
+
+    def _note(self) -> None:
+        record = {"rows": self.rows, "bytes": self.bytes, "made_of": self.made_of}
+        write_atomically(self.record, json.dumps(record, indent=2) + "\n")
+
+
+def _count(source: Path, prompt: Prompt) -> tuple[int, int]:
+    """Rows and documents of a file; reads it whole, so that a bad line is told before any work."""
+    rows = documents = 0
+    told = False
+    for place, row in read_rows(source):
+        rows += 1
+        documents += len(_documents(row, place))
+        if row.get("instruction") and not told:
+            told = True
+            try:
+                prompt.with_instruction(row["instruction"])
+            except InputError as error:
+                raise InputError(f"{place}: {error}") from None
+    return rows, documents
+
+
+def _chunks(rows: Iterable[Placed], skip: int) -> Iterator[list[Placed]]:
+    """Whole rows, `_CHUNK` documents or just above; `skip` rows, which end a chunk, are left out."""
+    chunk: list[Placed] = []
+    documents = 0
+    for number, (place, row) in enumerate(rows):
+        if number < skip:
+            continue
+        chunk.append((place, row))
+        documents += len(_documents(row, place))
+        if documents >= _CHUNK:
+            yield chunk
+            chunk, documents = [], 0
+    if chunk:
+        yield chunk
+
+
+def _documents(row: Row, place: str) -> list[str]:
+    """The documents of a row, one field's behind the other's."""
+    fields = shape_of(row, place)
+    return [row["document"]] if fields == ("document",) else [text for field in fields for text in row[field]]
+
+
+def _scored(teacher: Reranker, chunk: Sequence[Placed], batch_size: int | None) -> Iterator[Row]:
+    """The rows of a chunk with their scores.
+
+    Raises:
+      InputError: a score is not finite, or an instruction does not fit.
+    """
+    by_instruction: dict[str | None, list[int]] = {}
+    for number, (_, row) in enumerate(chunk):
+        by_instruction.setdefault(row.get("instruction") or None, []).append(number)
+    scores: dict[int, list[float]] = {}
+    for instruction, numbers in by_instruction.items():
+        documents = [_documents(chunk[number][1], chunk[number][0]) for number in numbers]
+        pairs = [(chunk[n][1]["query"], text) for n, texts in zip(numbers, documents, strict=True) for text in texts]
+        try:
+            found = teacher.predict(pairs, instruction=instruction, batch_size=batch_size)
+        except InputError as error:
+            raise InputError(f"{chunk[numbers[0]][0]}: {error}") from None
+        # As few digits as give back the same 32 bits.
+        values = iter([float(str(score)) for score in found])
+        for number, texts in zip(numbers, documents, strict=True):
+            scores[number] = [next(values) for _ in texts]
+    for number, (place, row) in enumerate(chunk):
+        if not np.isfinite(scores[number]).all():
+            position = int(np.argmin(np.isfinite(scores[number])))
+            raise InputError(
+                f"{place}: the teacher's score of document {position + 1} of the line is {scores[number][position]}, "
+                "not a finite number; use --dtype float32, or another teacher"
+            )
+        yield _beside(row, place, scores[number])
+
+
+def _beside(row: Row, place: str, scores: list[float]) -> Row:
+    """The row with its scores, in the order of `_documents`."""
+    fields = shape_of(row, place)
+    if fields == ("document",):
+        return row | {"score": scores[0]}
+    if fields == ("documents",):
+        return row | {"scores": scores}
+    positives = len(row["pos"])
+    return row | {"pos_scores": scores[:positives], "neg_scores": scores[positives:]}
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_teacher(teacher: Reranker) -> str:
+    """Of all that a score comes from: the weights, the tokenizer, the template and the answers."""
+    prompt = teacher.prompt
+    digest = hashlib.sha256(repr(teacher.decoder.config).encode())
+    digest.update(prompt.tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(json.dumps([prompt.template, prompt.answer_ids, prompt.pad_id]).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(teacher.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _progress(rows: int, found: int, shown: bool) -> Iterator[Any]:
+    """Gives a function that counts rows: a bar on a terminal, plain lines elsewhere, on standard error."""
+    console = Console(stderr=True)
+    done = found
+    with Progress(console=console, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task("scoring", total=rows, completed=found)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.advance(task, count)
+            if shown and not console.is_terminal:
+                print(f"scoring {done}/{rows}", file=sys.stderr)
+
+        yield advance
