@@ -14,6 +14,7 @@ if VERSION is None:
 CORE = [
     "absl-py>=2.3",
     "PyStemmer>=3.1.0",
+    "array_record>=0.8.6",
     "bm25s>=0.3.16",
     "flax>=0.12.8",
     "grain>=0.2.18",
@@ -25,6 +26,7 @@ CORE = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "packaging>=26.3",
+    "pyarrow>=26.0.1",
     "pydantic>=2.14.3",
     "pyyaml>=6.0.3",
     "ranx>=0.3.21",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from prorank_jax.errors import InputError
 
@@ -20,6 +20,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Order = Literal["query_first", "document_first"]
 Reward = Literal["format", "relevance"]
+Loss = Literal["bce", "mse", "margin_mse", "ranknet", "listwise_softmax", "list_mle", "lambda_loss"]
+POINTWISE: tuple[Loss, ...] = ("bce", "mse")
+"""Losses that learn from a document alone."""
+GAINS: tuple[Loss, ...] = ("bce", "listwise_softmax", "lambda_loss")
+"""Losses of labels that are 0 or more."""
 Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -64,13 +69,20 @@ class PromptConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """The training collection."""
+class SourceConfig(Section):
+    """One source of training data."""
 
     path: str
-    """A BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv. A relative path is taken from
-    the working directory."""
+    """A BEIR folder (corpus.jsonl, queries.jsonl, qrels/<split>.tsv); files of rows (.jsonl, .jsonl.gz, .parquet):
+    one, a folder or a pattern of them, or hf://datasets/OWNER/NAME/PATTERN; or a folder that was prepared of such.
+    A relative path is taken from the working directory."""
+    target: Literal["label", "score", "sigmoid", "softmax"] = "label"
+    """What the ranking loss learns: `label`; or a teacher's `score` as it is, as a probability by itself (`sigmoid`),
+    or among the documents of the group (`softmax`)."""
+    weight: Rate = 1.0
+    """Share of the groups, in proportion to the weights of the other sources."""
     split: str = "train"
+    """The judgements; this and what follows is for BEIR folders."""
     candidates: str = "bm25"
     """Where hard negatives come from: `bm25`, or the path of a TREC run."""
     depth: Positive = 100
@@ -81,6 +93,17 @@ class DataConfig(Section):
     """Train on relevant documents that are among the candidates only: on what a reranker will see."""
     random_negatives: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the negatives that come from the whole corpus and not from the candidates."""
+
+
+class DataConfig(SourceConfig):
+    """The training data: a source, and what is mixed with it."""
+
+    mix: tuple[SourceConfig, ...] = ()
+    """Further sources."""
+    workers: Positive = 2
+    """Threads that make batches ahead; the batches are the same for any number."""
+    cache: str | None = None
+    """Folder for prepared files of rows; default: `data` in the run folder."""
 
 
 class OptimizerConfig(Section):
@@ -194,14 +217,69 @@ WarmupConfig = Annotated[
 ]
 
 
+class DevConfig(Section):
+    """Queries held out of training, on which a stage is measured while it goes on."""
+
+    path: str | None = None
+    """A BEIR folder; default: that of the training data."""
+    split: str = "dev"
+    candidates: str = "bm25"
+    """The first stage: `bm25`, or the path of a TREC run."""
+    depth: Positive = 30
+    """Candidates reranked per query."""
+    queries: Positive | None = 100
+    """Queries measured, drawn once at random; null takes all."""
+    every: Positive = 50
+    """Steps between two measurements, each of which saves a checkpoint."""
+    patience: Positive | None = None
+    """The stage ends after so many measurements without a new best one; null goes on to the last step."""
+
+
+def _weighted(losses: Any) -> Any:
+    """One loss as a mapping of its name to a weight of 1."""
+    losses = {losses: 1.0} if isinstance(losses, str) else losses
+    for name in losses if isinstance(losses, Mapping) else ():
+        if name not in get_args(Loss):
+            near = difflib.get_close_matches(str(name), get_args(Loss), n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(get_args(Loss))}"
+            raise ValueError(f"{name}: unknown loss; {remedy}")
+    return losses
+
+
 class ScoreConfig(StageConfig):
     """Stage two: a ranking loss on the difference of two token logits."""
 
-    loss: Literal["bce", "mse", "listwise_softmax"] = "listwise_softmax"
+    loss: Annotated[Mapping[Loss, Rate], BeforeValidator(_weighted)] = {"listwise_softmax": 1.0}
+    """A ranking loss by its name, or several with their weights, of which the sum is learnt."""
+    temperature: Rate = 1.0
+    """Divides the scores in `listwise_softmax`."""
     queries_per_step: Positive = 16
     """Queries in a batch, over all devices."""
-    documents_per_query: Annotated[int, Field(ge=2)] = 8
-    """Documents in a group: one positive, and negatives from the candidates."""
+    documents_per_query: Positive = 8
+    """Documents in a group: one positive, and negatives. 1 learns from single pairs, with `bce` and `mse`."""
+    accumulation: Positive = 1
+    """Parts that a step's queries are computed in, one after the other: less memory, the same update."""
+    anchor: NonNegative = 0.0
+    """Weight of the KL divergence to the model that the stage began with, at the answer: over both answers and the
+    rest of the vocabulary. 0 leaves that model out."""
+    dev: DevConfig | None = None
+    """Left out: nothing is measured while the stage goes on, and its last step is its result; else its best one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScoreConfig":
+        if not self.loss:
+            raise ValueError("loss={}: no loss to learn; name one, for example listwise_softmax")
+        if self.documents_per_query == 1 and (of_groups := [name for name in self.loss if name not in POINTWISE]):
+            raise ValueError(
+                f"loss.{of_groups[0]}: compares documents of a query, and documents_per_query is 1; "
+                f"use {' or '.join(POINTWISE)}, or 2 documents or more"
+            )
+        if self.queries_per_step % self.accumulation:
+            raise ValueError(
+                f"accumulation={self.accumulation}: does not divide queries_per_step={self.queries_per_step}; "
+                "use a divisor of it"
+            )
+        return self
 
 
 class MeshConfig(Section):
@@ -380,6 +458,8 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     for part in location:
         if part in ("grpo", "supervised"):
             section = GrpoConfig if part == "grpo" else SupervisedConfig
+            continue
+        if isinstance(part, int):  # of several sections of one kind
             continue
         annotation = section.model_fields[str(part)].annotation
         section = next(iter(_sections(annotation)), section)

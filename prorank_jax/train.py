@@ -11,16 +11,16 @@ import jax.numpy as jnp
 
 from prorank_jax.card import run_record
 from prorank_jax.config import RunConfig
-from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import candidates
-from prorank_jax.data.examples import Groups, Pairs, Selection
+from prorank_jax.data.mixture import open_mixture
+from prorank_jax.data.stream import groups, pairs
 from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.run_folder import check_run_folder, open_run_folder
-from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings
-from prorank_jax.scoring.stage import train_score
+from prorank_jax.runtime.mesh import make_mesh, shardings
+from prorank_jax.scoring.development import Development
+from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.warmup.stage import check_warmup, train_warmup
 
 
@@ -50,22 +50,27 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     if config.warmup is not None:
         check_warmup(config.warmup, prompt, decoder, mesh)
     if config.score is not None:
-        check_rows(mesh, "score.queries_per_step", config.score.queries_per_step)
+        check_score(config.score, mesh)
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
-    collection = read_beir(config.data.path, config.data.split)
-    run = candidates(collection, config.data.candidates, config.data.depth)
-    selection = Selection(config.data.relevant_from, config.data.found_only, config.data.random_negatives)
-    pairs = Pairs.from_collection(collection, run, selection)
-    groups = Groups.from_collection(collection, run, selection)
+    single = config.score is not None and config.score.documents_per_query == 1
+    mixture = open_mixture(config.data, workdir / "data", single=single)
+    for instruction in mixture.instructions:
+        prompt.with_instruction(instruction)
+    sources, weights, _ = mixture
+    # Both streams draw once here, so that a warmup does not run before the other is refused.
+    pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
+    group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
+    dev = config.score.dev if config.score else None
+    development = Development.open(dev, config.data.path) if dev else None
     open_run_folder(config, workdir)
 
     warmed_up = pretrained.params
-    if config.warmup is not None:
-        warmed_up = train_warmup(config, decoder, warmed_up, prompt, pairs, mesh, workdir / "warmup")
+    if pair_stream is not None:
+        warmed_up = train_warmup(config, decoder, warmed_up, prompt, pair_stream, mesh, workdir / "warmup")
     final = warmed_up
-    if config.score is not None:
-        final = train_score(config, decoder, final, prompt, groups, mesh, workdir / "score")
+    if group_stream is not None:
+        final = train_score(config, decoder, final, prompt, group_stream, development, mesh, workdir / "score").params
     stage, steps = ("warmup", config.warmup) if config.score is None else ("score", config.score)
     assert steps is not None
     export_model(workdir / "export", pretrained, final, prompt, run_record(config, stage, steps.steps))

@@ -1,15 +1,15 @@
-"""Training examples as endless streams: labelled pairs for the warmup, groups of documents for scoring.
+"""Training examples: groups of documents of one query, and the sources that they are drawn from.
 
-A stream is a pure function of its seed: element `i` never depends on how it is cut into batches, so a
-batch is a window of the stream, `f(seed, step)`, and any step can be computed again.
+A source holds numbered groups and draws from one of them: a pure function of the number and of a random generator.
+`stream.py` makes endless streams of what sources draw; `prepared.py` has the source of files of rows.
 
-A *positive* is a document judged relevant. Every other document is labelled 0, and hard negatives are drawn from
-those among the query's first-stage candidates. They may hold relevant documents that nobody judged, but never
-one judged relevant, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
+In a BEIR split a *positive* is a document judged relevant. Every other document is labelled 0, and hard negatives
+are drawn from those among the query's first-stage candidates. They may hold relevant documents that nobody judged,
+but never one judged relevant, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,14 +17,49 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.candidates import Run
 from prorank_jax.errors import InputError
 
-Pair = tuple[str, str]
 
-# Keeps the random numbers of the epoch orders apart from those of the draws.
-_ORDER, _DRAW = 0, 1
+class Group(NamedTuple):
+    """Documents of one query, with what is known of them."""
+
+    query: str
+    documents: tuple[str, ...]
+    labels: tuple[float, ...]
+    """Judgements, or 0 and 1; a document is relevant where its label is above 0."""
+    targets: tuple[float, ...]
+    """What the ranking loss learns: the labels, or what a teacher's scores become."""
+    instruction: str | None = None
+    """Replaces the task statement of the prompt."""
+
+
+class Example(NamedTuple):
+    """A query and a document, with the right answer."""
+
+    query: str
+    document: str
+    label: int
+    """1 where the document is relevant, else 0."""
+    instruction: str | None = None
+
+
+class Source(Protocol):
+    """Numbered groups to draw from."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def __len__(self) -> int:
+        """Groups that an epoch has."""
+
+    def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
+        """At most `size` documents of group `index`."""
+
+    def pair(self, index: int, rng: np.random.Generator) -> tuple[Example | None, Example | None]:
+        """A relevant and an irrelevant document of group `index`, where it has them."""
 
 
 class Selection(NamedTuple):
-    """Which documents are examples."""
+    """Which documents of a BEIR split are examples."""
 
     relevant_from: int = 1
     """The lowest judgement that makes a positive."""
@@ -46,54 +81,10 @@ class _Judged:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """A label-balanced stream of (query, document) pairs.
+class JudgedSource:
+    """The queries of a BEIR split that have a positive, each a group.
 
-    Row `g` of the stream belongs to positive `g // 2` of the epoch orders: the positive itself where `g`
-    is even, and a negative of the same query where it is odd. An epoch is a random order of all positives
-    of the collection, so each is seen once before any is seen again. The negative is drawn uniformly from
-    the query's hard negatives, or from the corpus: by chance, or where the query has none.
-    """
-
-    collection: Collection
-    judged: tuple[_Judged, ...]
-    positives: tuple[tuple[int, int], ...]
-    """For each positive, the positions of its query in `judged` and of the document therein."""
-    document_ids: tuple[str, ...]
-    random_negatives: float
-
-    @classmethod
-    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "Pairs":
-        """Raises InputError where the collection has no positive, or a query no negative."""
-        judged = _judged(collection, run, selection)
-        positives = tuple((q, p) for q, query in enumerate(judged) for p in range(len(query.positives)))
-        return cls(collection, judged, positives, tuple(collection.documents), selection.random_negatives)
-
-    def batch(self, seed: int, step: int, size: int) -> tuple[list[Pair], np.ndarray]:
-        """Rows `step * size` and on: `size` pairs, and labels int32 `[size]` that alternate 1, 0."""
-        rows = range(step * size, (step + 1) * size)
-        order = _epoch_order(seed, len(self.positives), rows[0] // 2, rows[-1] // 2 + 1)
-        pairs = []
-        for row in rows:
-            query, positive = self.positives[order[row // 2 - rows[0] // 2]]
-            judged = self.judged[query]
-            if row % 2 == 0:
-                document_id = judged.positives[positive]
-            else:
-                rng = _rng(seed, _DRAW, row // 2)
-                random = self.random_negatives > 0 and rng.random() < self.random_negatives
-                hard = [] if random else _draw(rng, judged.hard_negatives, 1)
-                document_id = (hard or _fill(rng, self.document_ids, 1, judged.never_negative))[0]
-            pairs.append((self.collection.queries[judged.query_id], self.collection.documents[document_id]))
-        return pairs, np.array([1 - row % 2 for row in rows], np.int32)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """A stream of groups: several documents of one query, with graded labels.
-
-    An epoch is a random order of the queries, so each is seen once before any is seen again, however
-    many positives it has. A group of N documents holds, in this order,
+    A group of N documents holds, in this order,
 
     1. one positive, drawn uniformly;
     2. where the query has positives of other grades too and N >= 3, one of them, so that graded
@@ -102,7 +93,8 @@ class Groups:
     4. random documents of the corpus that are not positives: their share of the negatives, rounded, and more where
        hard negatives run out.
 
-    A label is the judgement of a positive, and 0 for all else.
+    It is smaller only where the corpus is too small to fill it. A group of one is, by the toss of a coin, the first
+    or the last of a group of two. A label is the judgement of a positive, and 0 for all else.
     """
 
     collection: Collection
@@ -111,27 +103,30 @@ class Groups:
     random_negatives: float
 
     @classmethod
-    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "Groups":
+    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "JudgedSource":
         """Raises InputError where the collection has no positive, or a query no negative."""
         judged = _judged(collection, run, selection)
         return cls(collection, judged, tuple(collection.documents), selection.random_negatives)
 
-    def batch(self, seed: int, step: int, queries: int, documents: int) -> tuple[list[list[Pair]], np.ndarray]:
-        """Groups `step * queries` and on: `queries` lists of `documents` pairs, labels float32 `[Q, N]`.
+    @property
+    def name(self) -> str:
+        return f"{self.collection.name}/{self.collection.split}"
 
-        A list is shorter, its labels padded with 0, only where the corpus is too small to fill it.
-        """
-        first = step * queries
-        order = _epoch_order(seed, len(self.judged), first, first + queries)
-        groups = []
-        labels = np.zeros((queries, documents), np.float32)
-        for row, query in enumerate(order):
-            judged = self.judged[query]
-            chosen = self._group(_rng(seed, _DRAW, first + row), judged, documents)
-            text = self.collection.queries[judged.query_id]
-            groups.append([(text, self.collection.documents[document_id]) for document_id, _ in chosen])
-            labels[row, : len(chosen)] = [label for _, label in chosen]
-        return groups, labels
+    def __len__(self) -> int:
+        return len(self.judged)
+
+    def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
+        judged = self.judged[index]
+        chosen = self._group(rng, judged, max(size, 2))
+        if size == 1:
+            chosen = [chosen[int(rng.integers(2))]]
+        documents = tuple(self.collection.documents[document_id] for document_id, _ in chosen)
+        labels = tuple(float(label) for _, label in chosen)
+        return Group(self.collection.queries[judged.query_id], documents, labels, labels)
+
+    def pair(self, index: int, rng: np.random.Generator) -> tuple[Example, Example]:
+        query, (positive, negative), *_ = self.draw(index, rng, 2)
+        return Example(query, positive, 1), Example(query, negative, 0)
 
     def _group(self, rng: np.random.Generator, judged: _Judged, size: int) -> list[tuple[str, int]]:
         first = int(rng.integers(len(judged.positives)))
@@ -140,10 +135,17 @@ class Groups:
         if others and size >= 3:
             chosen.append(others[int(rng.integers(len(others)))])
         wanted = size - len(chosen)
-        negatives = _draw(rng, judged.hard_negatives, wanted - round(wanted * self.random_negatives))
+        negatives = _draw(rng, judged.hard_negatives, _hard(rng, wanted, self.random_negatives))
         missing = wanted - len(negatives)
         negatives += _fill(rng, self.document_ids, missing, judged.never_negative.union(negatives))
         return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(name, 0) for name in negatives]
+
+
+def _hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int:
+    """How many of the negatives are hard ones; a single negative is one by chance, as its share cannot be rounded."""
+    if wanted == 1 and random_negatives > 0:
+        return int(rng.random() >= random_negatives)
+    return wanted - round(wanted * random_negatives)
 
 
 def _judged(collection: Collection, run: Run, selection: Selection) -> tuple[_Judged, ...]:
@@ -182,18 +184,6 @@ def _judged(collection: Collection, run: Run, selection: Selection) -> tuple[_Ju
     return tuple(found)
 
 
-def _epoch_order(seed: int, count: int, start: int, stop: int) -> np.ndarray:
-    """Elements `start` to `stop` of endless random orders of `range(count)`, one after the other."""
-    positions = np.arange(start, stop)
-    epochs = positions // count
-    return np.concatenate(
-        [
-            _rng(seed, _ORDER, epoch).permutation(count)[positions[epochs == epoch] % count]
-            for epoch in np.unique(epochs)
-        ]
-    )
-
-
 def _draw(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[str]:
     """`count` of the names without replacement, or all there are, in random order."""
     return [names[i] for i in rng.choice(len(names), min(count, len(names)), replace=False)] if names else []
@@ -205,7 +195,3 @@ def _fill(rng: np.random.Generator, names: tuple[str, ...], count: int, excluded
     tries = min(count + len(excluded), len(names)) if count else 0
     drawn = rng.choice(len(names), tries, replace=False)
     return [names[i] for i in drawn if names[i] not in excluded][:count]
-
-
-def _rng(seed: int, purpose: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((seed, purpose, int(index)))

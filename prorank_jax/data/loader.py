@@ -4,13 +4,15 @@ Every batch of a stage has the same shape, so that its step is compiled once.
 """
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from prorank_jax.data.examples import Groups, Pairs
-from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt
+
+if TYPE_CHECKING:
+    from prorank_jax.data.stream import Pairs
 
 A = TypeVar("A")
 """numpy arrays on the host, JAX arrays on devices."""
@@ -22,19 +24,6 @@ class PairBatch(NamedTuple, Generic[A]):
     tokens_PxL: A
     lengths_P: A
     labels_P: A
-
-
-class GroupBatch(NamedTuple, Generic[A]):
-    """Prompts in groups: Q queries with N documents each.
-
-    Tokens and lengths are int32, labels float32; the mask is False where a group has no document,
-    whose tokens are all padding and whose length is 1, so that it still has a last position.
-    """
-
-    tokens_QxNxL: A
-    lengths_QxN: A
-    labels_QxN: A
-    mask_QxN: A
 
 
 def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,34 +46,56 @@ def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple
     return tokens_BxL, lengths_B
 
 
-def pair_batch(pairs: Pairs, prompt: Prompt, size: int, seed: int, step: int) -> PairBatch[np.ndarray]:
-    """Batch `step` of the stream of pairs, L = `prompt.max_length`.
+def padded_length(length: int, longest: int) -> int:
+    """The width to pad to, so that few shapes are compiled: 0, 16, 24, 32, 48, 64, 96, ... and `longest`.
+
+    `padded_length(33, 100)` is 48, `padded_length(97, 100)` is 100.
+    """
+    sizes = (size for power in range(4, 31) for size in (2**power, 3 * 2 ** (power - 1)))
+    return min(next(size for size in (0, *sizes) if size >= length), longest)
+
+
+def encode(prompt: Prompt, rows: Sequence[tuple[str, str, str | None]]) -> list[list[int]]:
+    """The ids of a prompt for each row of query, document and instruction; None is the prompt's own instruction.
 
     Raises:
-      InputError: a label is neither 0 nor 1.
+      InputError: the template has no place for an instruction, or no room beside it.
     """
-    texts, labels_P = pairs.batch(seed, step, size)
-    if (wrong := np.flatnonzero((labels_P != 0) & (labels_P != 1))).size:
-        query, document = texts[wrong[0]]
-        raise InputError(
-            f"pair {step * size + wrong[0]}: the label {labels_P[wrong[0]]} of query {query[:40]!r} and document "
-            f"{document[:40]!r} is not 0 or 1; judge pairs as relevant or not (data.relevant_from)"
-        )
-    tokens_PxL, lengths_P = pad_prompts(prompt.encode_batch(texts), prompt.max_length, prompt.pad_id)
-    return PairBatch(tokens_PxL, lengths_P, labels_P)
+    ids: list[list[int]] = [[] for _ in rows]
+    for instruction in dict.fromkeys(instruction for _, _, instruction in rows):
+        places = [place for place, row in enumerate(rows) if row[2] == instruction]
+        told = prompt if instruction is None else _told(_Same(prompt), instruction)
+        for place, encoded in zip(places, told.encode_batch([rows[place][:2] for place in places]), strict=True):
+            ids[place] = encoded
+    return ids
 
 
-def group_batch(
-    groups: Groups, prompt: Prompt, queries: int, documents: int, seed: int, step: int
-) -> GroupBatch[np.ndarray]:
-    """Batch `step` of the stream of groups, L = `prompt.max_length`."""
-    texts, labels_QxN = groups.batch(seed, step, queries, documents)
-    mask_QxN = np.arange(documents) < np.array([len(group) for group in texts])[:, None]
-    tokens_BxL, lengths_B = pad_prompts(
-        prompt.encode_batch([pair for group in texts for pair in group]), prompt.max_length, prompt.pad_id
-    )
-    tokens_QxNxL = np.full((queries, documents, prompt.max_length), prompt.pad_id, np.int32)
-    lengths_QxN = np.ones((queries, documents), np.int32)
-    tokens_QxNxL[mask_QxN] = tokens_BxL
-    lengths_QxN[mask_QxN] = lengths_B
-    return GroupBatch(tokens_QxNxL, lengths_QxN, labels_QxN, mask_QxN)
+class _Same:
+    """A key that is equal for one and the same prompt; prompts themselves hold lists and have no hash."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.prompt is self.prompt
+
+    def __hash__(self) -> int:
+        return id(self.prompt)
+
+
+@lru_cache(maxsize=256)
+def _told(key: _Same, instruction: str) -> Prompt:
+    """The prompt with an instruction: cutting the template anew takes longer than a row does."""
+    return key.prompt.with_instruction(instruction)
+
+
+def pair_batch(pairs: "Pairs", prompt: Prompt, rows: range) -> PairBatch[np.ndarray]:
+    """These rows of the stream of pairs, L = `prompt.max_length`.
+
+    Raises:
+      InputError: as `encode`.
+    """
+    examples = pairs.rows(rows)
+    ids = encode(prompt, [(query, document, instruction) for query, document, _, instruction in examples])
+    tokens_PxL, lengths_P = pad_prompts(ids, prompt.max_length, prompt.pad_id)
+    return PairBatch(tokens_PxL, lengths_P, np.array([example.label for example in examples], np.int32))

@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prorank_jax.card import add_measurement
 from prorank_jax.config import RunConfig, parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, write_atomically
-from prorank_jax.data.examples import Pairs, Selection
+from prorank_jax.data.examples import JudgedSource, Selection
+from prorank_jax.data.stream import pairs
 from prorank_jax.demo.world import write_world
 from prorank_jax.evaluate import evaluate
 from prorank_jax.report import plot_curves
@@ -68,7 +71,9 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
 
     test = read_beir(world / "test", "test")
     run = bm25_run(test, DEPTH)
-    pairs, labels = Pairs.from_collection(test, run, Selection()).batch(seed, 0, PROBED_PAIRS)
+    probed = pairs([JudgedSource.from_collection(test, run, Selection())], [1.0], seed).rows(range(PROBED_PAIRS))
+    texts = [(example.query, example.document) for example in probed]
+    labels = np.array([example.label for example in probed], np.int32)
     rows: dict[str, dict[str, float]] = {}
     models = {"bm25": None, "base": trained.base, "warmup": trained.warmed_up, "score": trained.final}
     for name, params in models.items():
@@ -79,7 +84,7 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
         if name == "score":
             add_measurement(trained.export, figures, trained.prompt)
         if params is not None and name != "score":
-            rows[name] = answer_rates(trained.decoder, params, trained.prompt, pairs, labels) | rows[name]
+            rows[name] = answer_rates(trained.decoder, params, trained.prompt, texts, labels) | rows[name]
     plot_curves(workdir, workdir / "curves.png")
     seconds = round(time.monotonic() - started, 1)
     summary = {"seed": seed, "seconds": seconds, "queries": len(test.queries), "rows": rows}

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig
-from prorank_jax.data.examples import Pairs
-from prorank_jax.data.loader import pair_batch
+from prorank_jax.data.loader import PairBatch, pair_batch
+from prorank_jax.data.stream import Pairs, batches
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import check_rows, split_rows
+from prorank_jax.runtime.mesh import check_rows, own_rows, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter, RowFile
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import Watch, open_state
@@ -80,17 +81,23 @@ def train_warmup(
     base = params if config.lora or (grpo and grpo.beta) else None
     weights = {name.rpartition(":")[2]: weight for name, weight in grpo.rewards.items()} if grpo else {}
 
+    size, own = config.prompts_per_step, own_rows(mesh, config.prompts_per_step)
+
+    def make(number: int) -> PairBatch[np.ndarray]:
+        first = (number - 1) * size
+        return pair_batch(pairs, prompt, range(first + own.start, first + own.stop))
+
     watch, flat = Watch("warmup", checkpoints), FlatReward()
     with (
         MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer,
         RowFile(folder / COMPLETIONS, done) as shown,
     ):
         tokens, since = 0, time.monotonic()
-        for number in range(done + 1, config.steps + 1):
-            batch = pair_batch(pairs, prompt, config.prompts_per_step, run.seed, number - 1)
-            state, metrics, completions = step(state, base, split_rows(mesh, batch), jnp.asarray(number - 1))
+        made = batches(make, done + 1, config.steps + 1, run.data.workers)
+        for number, batch in enumerate(made, done + 1):
+            state, metrics, completions = step(state, base, split_rows(mesh, batch, size), jnp.asarray(number - 1))
             watch.add(number, metrics)
-            tokens += int(batch.lengths_P.sum())
+            tokens += int(batch.lengths_P.sum()) * size // len(batch.lengths_P)
             if grpo and completions and grpo.show_completions_every and number % grpo.show_completions_every == 0:
                 watch.catch_up()
                 for row in completion_rows(number, prompt, batch, completions, weights):

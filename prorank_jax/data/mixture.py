@@ -1,0 +1,94 @@
+"""The sources of a configuration: the training data itself, and what is mixed with it."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from prorank_jax.config import DataConfig, SourceConfig
+from prorank_jax.data.beir import read_beir
+from prorank_jax.data.candidates import candidates
+from prorank_jax.data.examples import JudgedSource, Selection, Source
+from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared, prepare
+from prorank_jax.errors import InputError
+
+_BEIR = ("corpus.jsonl", "queries.jsonl", "qrels")
+_OF_BEIR = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
+
+
+class Mixture(NamedTuple):
+    """Sources and the weights that they are mixed by."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+    instructions: tuple[str, ...]
+    """The longest of each source that has any: what a prompt must have room for."""
+
+
+def open_mixture(config: DataConfig, cache: Path, *, single: bool) -> Mixture:
+    """Opens every source; files of rows are prepared first, where they are not yet.
+
+    Args:
+      cache: where prepared files lie, unless `data.cache` names a folder.
+      single: the documents of rows are learnt from one at a time (`score.documents_per_query=1`).
+
+    Raises:
+      InputError: a source cannot be read, or is set up for another kind of data.
+    """
+    cache = cache if config.cache is None else Path(config.cache)
+    places = {"data": config, **{f"data.mix.{number}": source for number, source in enumerate(config.mix)}}
+    sources = [_open(place, source, cache, single) for place, source in places.items()]
+    found = [source.prepared.longest_instruction for source in sources if isinstance(source, RowSource)]
+    weights = tuple(source.weight for source in places.values())
+    return Mixture(tuple(sources), weights, tuple(text for text in found if text is not None))
+
+
+def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
+    folder = Path(config.path)
+    if any((folder / name).exists() for name in _BEIR):
+        return _open_judged(place, config)
+    for field, value in config.model_dump(include=set(_OF_BEIR)).items():
+        if value != SourceConfig.model_fields[field].default:
+            raise InputError(
+                f"config: {place}.{field}={value}: is for BEIR folders, and {config.path} is none; leave it out"
+            )
+    if (folder / ABOUT).exists():
+        prepared = open_prepared(folder)
+        if prepared.single != single:
+            made, asked = ("1", "2 or more") if prepared.single else ("2 or more", "1")
+            raise InputError(
+                f"config: {place}.path={config.path}: was prepared for score.documents_per_query of {made}, "
+                f"and the stage asks for {asked}; give the files that it was prepared from"
+            )
+        if prepared.without_positive and config.target == "label" and not single:
+            raise InputError(
+                f"config: {place}.target=label: {prepared.without_positive} groups of {config.path} have no relevant "
+                "document, as it was prepared for scores; give the files that it was prepared from"
+            )
+    else:
+        positives_only = config.target == "label" and not single
+        out = cache / _folder_name(config.path, single, positives_only)
+        prepared = prepare(config.path, out, single=single, positives_only=positives_only)
+    return RowSource(prepared, config.target, config.path)
+
+
+def _open_judged(place: str, config: SourceConfig) -> JudgedSource:
+    if config.target != "label":
+        raise InputError(
+            f"config: {place}.target={config.target}: {config.path} is a BEIR folder, which has judgements and no "
+            "scores; use target=label"
+        )
+    collection = read_beir(config.path, config.split)
+    run = candidates(collection, config.candidates, config.depth)
+    return JudgedSource.from_collection(
+        collection, run, Selection(config.relevant_from, config.found_only, config.random_negatives)
+    )
+
+
+def _folder_name(path: str, single: bool, positives_only: bool) -> str:
+    """A name that shows the path, and differs where the path or the way of preparing does."""
+    shown = re.sub(r"[^A-Za-z0-9]+", "-", path).strip("-")[-40:]
+    key = json.dumps([path if "://" in path else os.path.abspath(path), single, positives_only])
+    return f"{shown}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
