@@ -48,9 +48,12 @@ class Record:
 def run_record(config: RunConfig, stage: str, step: int) -> Record:
     """The record of a model that a run trained."""
     configuration = config.model_dump(mode="json")
-    for section, field in (("model", "base"), ("data", "path"), ("data", "candidates"), ("prompt", "template")):
-        if configuration[section][field]:
-            configuration[section][field] = public_name(configuration[section][field])
+    data, dev = configuration["data"], (configuration["score"] or {}).get("dev") or {}
+    named = [(configuration["model"], "base"), (configuration["prompt"], "template"), (data, "cache")]
+    named += [(source, field) for source in (data, *data["mix"], dev) for field in ("path", "candidates")]
+    for section, field in named:
+        if section.get(field):
+            section[field] = public_name(section[field])
     return Record(configuration["model"]["base"], stage=stage, step=step, configuration=configuration)
 
 

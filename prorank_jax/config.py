@@ -315,6 +315,12 @@ class RunConfig(Section):
     def _check(self) -> "RunConfig":
         if self.warmup is None and self.score is None:
             raise ValueError("no stage to run; give the file a `warmup:` or a `score:` section")
+        of_gains = [name for name in (self.score.loss if self.score else ()) if name in GAINS]
+        if of_gains and any(source.target == "score" for source in (self.data, *self.data.mix)):
+            raise ValueError(
+                f"score.loss.{of_gains[0]}: learns labels of 0 or more, and data.target=score gives a teacher's raw "
+                "scores; use data.target=sigmoid or softmax, or mse, margin_mse, ranknet or list_mle"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ shapes are compiled. A score does not depend on what shares its batch beyond rou
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast, get_args
 
@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from prorank_jax.config import Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
-from prorank_jax.data.loader import pad_prompts
+from prorank_jax.data.loader import pad_prompts, padded_length
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
@@ -35,6 +35,8 @@ DEFAULT_MAX_LENGTH = 512
 _CHUNK = 4096
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
 _TOKENS_PER_BATCH = 8192
+_SHORTEST = 32
+"""Shorter prompts are computed with this many tokens, so that fewer shapes are compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +104,6 @@ class Reranker:
         """The compute dtype's name."""
         return self.decoder.dtype.name
 
-    @cached_property
-    def _score(self) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
-        return jax.jit(partial(relevance_scores, self.decoder, answer_ids=self.prompt.answer_ids))
-
     def predict(
         self,
         pairs: Sequence[tuple[str, str]],
@@ -124,6 +122,7 @@ class Reranker:
         Raises:
           InputError: the template has no place for an instruction.
         """
+        score = _scorer(self.decoder, self.prompt.answer_ids)
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
         scores = np.empty(len(pairs), np.float32)
         console = Console(stderr=True)
@@ -133,7 +132,7 @@ class Reranker:
                 prompts = prompt.encode_batch(pairs[start : start + _CHUNK])
                 pending: list[tuple[list[int], Array]] = []
                 for rows, tokens_BxL, lengths_B in self._batches(prompts, batch_size):
-                    pending.append((rows, self._score(self.params, tokens_BxL, lengths_B)))
+                    pending.append((rows, score(self.params, tokens_BxL, lengths_B)))
                 for rows, batch_scores in pending:
                     scores[[start + row for row in rows]] = np.asarray(batch_scores)[: len(rows)]
                     progress.advance(task, len(rows))
@@ -159,17 +158,15 @@ class Reranker:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         start = 0
         while start < len(order):
-            length = self._padded(len(prompts[order[start]]))
+            length = padded_length(max(len(prompts[order[start]]), _SHORTEST), self.max_length)
             size = batch_size or max(_TOKENS_PER_BATCH // length, 1)
             rows = order[start : start + size]
             start += len(rows)
             filled = rows + rows[-1:] * (min(size, 1 << (len(rows) - 1).bit_length()) - len(rows))
             yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
 
-    def _padded(self, length: int) -> int:
-        """The compiled length for a prompt: 32, 48, 64, 96, 128, ... and the maximum."""
-        for power in range(5, 30):
-            for size in (2**power, 3 * 2 ** (power - 1)):
-                if length <= size:
-                    return min(size, self.prompt.max_length)
-        return self.prompt.max_length
+
+@lru_cache(maxsize=8)
+def _scorer(decoder: Decoder, answer_ids: tuple[int, int]) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
+    """The compiled scores; rerankers of one decoder share it, as while a model is trained."""
+    return jax.jit(partial(relevance_scores, decoder, answer_ids=answer_ids))

@@ -56,7 +56,8 @@ def checkpoints(workdir: Path, stage: str) -> Checkpoints:
 def find_checkpoint(path: Path) -> tuple[Path, SavedStep]:
     """The run folder and the step that a path names: RUN, RUN/score or RUN/score/checkpoints/120.
 
-    A path without a step means the newest one, a run folder the last of its stages that has one.
+    A path without a step means the best one where the stage was measured, else the newest; a run folder means the last
+    of its stages that has one.
 
     Raises:
       InputError: no run folder there, or no such finished step.
@@ -74,7 +75,7 @@ def find_checkpoint(path: Path) -> tuple[Path, SavedStep]:
     stage = next((stage for stage, steps in saved.items() if steps), None)
     if stage is None:
         raise InputError(f"{path}: no finished checkpoint here; train first: prorank train CONFIG --workdir {path}")
-    step = named[2] if len(named) == 3 else str(saved[stage][-1])
+    step = named[2] if len(named) == 3 else str(checkpoints(run, stage).best() or saved[stage][-1])
     if step not in map(str, saved[stage]):
         raise InputError(f"{path}: no step {step}; the saved steps are {', '.join(map(str, saved[stage]))}")
     return run, SavedStep(stage, int(step))

@@ -17,7 +17,7 @@ from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, load_prompt
-from prorank_jax.run_folder import check_run_folder, open_run_folder
+from prorank_jax.run_folder import SavedStep, check_run_folder, open_run_folder
 from prorank_jax.runtime.mesh import make_mesh, shardings
 from prorank_jax.scoring.development import Development
 from prorank_jax.scoring.stage import check_score, train_score
@@ -34,6 +34,8 @@ class Trained:
     warmed_up: Params
     final: Params
     export: Path
+    development: dict[str, float]
+    """nDCG@10 of the held-out queries of `score.dev`: "first stage", "before" and "after"; empty without any."""
 
 
 def train(config: RunConfig, workdir: Path) -> Trained:
@@ -68,10 +70,10 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     warmed_up = pretrained.params
     if pair_stream is not None:
         warmed_up = train_warmup(config, decoder, warmed_up, prompt, pair_stream, mesh, workdir / "warmup")
-    final = warmed_up
+    final, learnt, saved = warmed_up, None, SavedStep("warmup", config.warmup.steps if config.warmup else 0)
     if group_stream is not None:
-        final = train_score(config, decoder, final, prompt, group_stream, development, mesh, workdir / "score").params
-    stage, steps = ("warmup", config.warmup) if config.score is None else ("score", config.score)
-    assert steps is not None
-    export_model(workdir / "export", pretrained, final, prompt, run_record(config, stage, steps.steps))
-    return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export")
+        learnt = train_score(config, decoder, warmed_up, prompt, group_stream, development, mesh, workdir / "score")
+        final, saved = learnt.params, SavedStep("score", learnt.step)
+    export_model(workdir / "export", pretrained, final, prompt, run_record(config, *saved))
+    table = learnt.development if learnt else {}
+    return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export", table)

@@ -14,7 +14,7 @@ from meshes import MESHES, close, mesh_of
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
-from prorank_jax.data.loader import GroupBatch, PairBatch
+from prorank_jax.data.loader import PairBatch
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import causal_mask
 from prorank_jax.model.decoder import Decoder
@@ -22,9 +22,10 @@ from prorank_jax.model.lora import init_learnt
 from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_rows
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState
-from prorank_jax.scoring import stage as scoring
+from prorank_jax.scoring import step as scoring
+from prorank_jax.scoring.batches import GroupBatch, GroupPrompts
 from prorank_jax.scoring.losses import listwise_softmax
-from prorank_jax.scoring.scores import relevance_scores
+from prorank_jax.scoring.scores import answer_margin, last_hidden, relevance_scores
 from prorank_jax.warmup import step as warmup
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -188,28 +189,44 @@ def test_rollouts_differ_from_step_to_step():
 # Score learning: the first token of a document tells its label.
 
 
-SCORE = ScoreConfig(steps=20, queries_per_step=8, documents_per_query=3)
+SCORE = ScoreConfig(steps=20, queries_per_step=16, documents_per_query=3)
+SCORES = {
+    "plain": SCORE,
+    "all": SCORE.model_copy(
+        update={
+            "loss": {"listwise_softmax": 1.0, "bce": 0.5},
+            "temperature": 2.0,
+            "anchor": 0.1,
+            "accumulation": 2,
+            "lora": LoraConfig(rank=4, alpha=8.0),
+        }
+    ),
+}
 SCORE_OPTIMIZER = momentum(0.1)
 
 
 def groups_at(step):
     rng = np.random.default_rng(step)
-    labels = rng.permuted(np.tile(np.array([1, 0, 0], np.float32), (8, 1)), axis=1)
-    tokens = rng.integers(0, VOCABULARY, (8, 3, 5)).astype(np.int32)
+    labels = rng.permuted(np.tile(np.array([1, 0, 0], np.float32), (16, 1)), axis=1)
+    tokens = rng.integers(0, VOCABULARY, (16, 3, 5)).astype(np.int32)
     tokens[..., 0] = np.where(labels > 0, RELEVANT, IRRELEVANT)
-    mask = (labels > 0) | (rng.random((8, 3)) < 0.8)
-    lengths = np.where(mask, rng.integers(2, 6, (8, 3)), 1).astype(np.int32)
-    return GroupBatch(tokens, lengths, labels, mask)
+    mask = (labels > 0) | (rng.random((16, 3)) < 0.8)
+    lengths = np.where(mask, rng.integers(2, 6, (16, 3)), 1).astype(np.int32)
+    shared = rng.integers(0, VOCABULARY, (16, 4)).astype(np.int32)
+    prompts = GroupPrompts(shared, rng.integers(1, 5, 16).astype(np.int32), tokens, lengths)
+    return GroupBatch(prompts, labels, mask)
 
 
 @cache
-def score_run(data, fsdp, steps):
+def score_run(data, fsdp, steps, config="plain"):
     mesh = mesh_of(data, fsdp)
-    step = scoring.make_step(DECODER, PROMPT, SCORE, SCORE_OPTIMIZER, mesh)
-    state, layout = start(SCORE_OPTIMIZER, mesh)
+    lora = SCORES[config].lora
+    step = scoring.make_step(DECODER, PROMPT, SCORES[config], SCORE_OPTIMIZER, mesh)
+    state, layout = start(SCORE_OPTIMIZER, mesh, lora)
+    base = jax.device_put(base_params(), shardings(mesh, base_params()))
     rows = []
     for number in range(steps):
-        state, metrics = step(state, None, split_rows(mesh, groups_at(number)))
+        state, metrics = step(state, base, split_rows(mesh, groups_at(number), 16))
         rows.append(jax.device_get(metrics))
     assert_in_place(state, layout)
     return jax.device_get(state.params), rows
@@ -225,6 +242,50 @@ def test_score_learning_gives_the_same_parameters_on_every_mesh(data, fsdp):
         close([row[name] for row in meshed_rows], [row[name] for row in rows])
 
 
+@pytest.mark.parametrize(("data", "fsdp"), MESHES)
+def test_all_options_of_score_learning_together_give_the_same_adapters_on_every_mesh(data, fsdp):
+    params, rows = score_run(1, 1, 3, "all")
+    meshed, meshed_rows = score_run(data, fsdp, 3, "all")
+    close(meshed, params)
+    for name in ("loss", "kl", "grad_norm"):
+        close([row[name] for row in meshed_rows], [row[name] for row in rows])
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6) and rows[2]["kl"] > 1e-5
+
+
+def test_parts_give_the_gradient_of_the_whole():
+    whole, rows = score_run(1, 1, 3)
+    parts = SCORE.model_copy(update={"accumulation": 4})
+    step = scoring.make_step(DECODER, PROMPT, parts, SCORE_OPTIMIZER, mesh_of(1, 1))
+    state, _ = start(SCORE_OPTIMIZER, mesh_of(1, 1))
+    for number in range(3):
+        state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number)))
+        close(metrics["loss"], rows[number]["loss"])
+        close(metrics["grad_norm"], rows[number]["grad_norm"])
+    close(jax.device_get(state.params), whole)
+
+
+def test_the_anchor_is_the_divergence_at_the_answer():
+    batch, params = jax.tree.map(jnp.asarray, groups_at(0)), base_params()
+    moved = random_params(DECODER, 1, 0.2)
+    config = SCORE.model_copy(update={"anchor": 0.5})
+    value, metrics = scoring.make_loss(DECODER, PROMPT, config)(moved, params, batch)
+    plain, _ = scoring.make_loss(DECODER, PROMPT, SCORE)(moved, None, batch)
+
+    def outcomes(params):
+        log_probs = jax.nn.log_softmax(DECODER.unembed(params, last_hidden(DECODER, params, batch.prompts)))
+        probs = np.asarray(jnp.exp(log_probs), np.float64)
+        answers = probs[..., [ZERO, ONE]]
+        return np.concatenate([answers, 1 - answers.sum(axis=-1, keepdims=True)], axis=-1)
+
+    # 0.5 KL(policy || anchor) over three outcomes; the other way round it differs.
+    policy, anchor = outcomes(moved), outcomes(params)
+    kl_QxC = (policy * np.log(policy / anchor)).sum(axis=-1)
+    kl = np.mean([row[mask].mean() for row, mask in zip(kl_QxC, np.asarray(batch.mask_QxC), strict=True)])
+    assert kl > 1e-3
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
+    assert float(value - plain) == pytest.approx(0.5 * kl, rel=1e-3)
+
+
 def test_score_learning_ranks():
     _, rows = score_run(1, 1, SCORE.steps)
     assert rows[0].keys() == {"loss", "grad_norm", "top1_accuracy", "margin"}
@@ -234,28 +295,55 @@ def test_score_learning_ranks():
 
 
 def test_the_score_is_the_difference_of_the_answers_logits_at_the_last_token():
-    batch, params = groups_at(0), base_params()
-    tokens, lengths = batch.tokens_QxNxL.reshape(24, 5), batch.lengths_QxN.reshape(24)
+    prompts, params = groups_at(0).prompts, base_params()
+    tokens, lengths = prompts.rest_QxCxL.reshape(48, 5), prompts.rest_lengths_QxC.reshape(48)
 
     @jax.jit
     def scores_and_logits(params, tokens, lengths):
-        positions = jnp.broadcast_to(jnp.arange(5), (24, 5))
+        positions = jnp.broadcast_to(jnp.arange(5), (48, 5))
         hidden, _ = DECODER.forward(params, tokens, positions, causal_mask(lengths, 5))
         return relevance_scores(DECODER, params, tokens, lengths, (WORD, ONE)), DECODER.unembed(params, hidden)
 
     got, logits = scores_and_logits(params, tokens, lengths)
-    logits = np.asarray(logits)[np.arange(24), lengths - 1]
+    logits = np.asarray(logits)[np.arange(48), lengths - 1]
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, logits[:, ONE] - logits[:, WORD], atol=1e-6)
+
+
+def test_a_prefix_computed_once_gives_the_scores_and_gradients_of_whole_prompts():
+    batch, params = groups_at(0), base_params()
+    shared, lengths, rest, rest_lengths = batch.prompts
+    whole = np.zeros((16, 3, 9), np.int32)
+    for q, c in np.ndindex(16, 3):
+        ids = [*shared[q, : lengths[q]], *rest[q, c, : rest_lengths[q, c]]]
+        whole[q, c, : len(ids)] = ids
+    none, no_lengths = np.zeros((16, 0), np.int32), np.zeros(16, np.int32)
+    unshared = GroupPrompts(none, no_lengths, whole, lengths[:, None] + rest_lengths)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(params, prompts):
+        scores = answer_margin(DECODER, params, last_hidden(DECODER, params, prompts), PROMPT.answer_ids)
+        return jnp.where(batch.mask_QxC, jnp.sin(scores), 0.0).mean()
+
+    value, gradient = total(params, jax.tree.map(jnp.asarray, batch.prompts))
+    expected, expected_gradient = total(params, jax.tree.map(jnp.asarray, unshared))
+    assert float(value) == pytest.approx(float(expected), abs=1e-5)
+    close(gradient, expected_gradient)
+    # Not what the rests alone would give.
+    alone, _ = total(params, jax.tree.map(jnp.asarray, GroupPrompts(none, no_lengths, rest, rest_lengths)))
+    assert abs(alone - expected) > 1e-3
 
 
 def test_what_score_learning_reports(monkeypatch):
     scores = np.array([[3.0, 1.0, 9.0], [0.0, 2.0, -1.0], [1.0, 0.5, 0.0], [1.0, -5.0, 0.0]], np.float32)
     labels = np.array([[2.0, 1.0, 5.0], [2.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
     mask = np.array([[True, True, False], [True, True, True], [True, True, True], [True, False, False]])
-    monkeypatch.setattr(scoring, "relevance_scores", lambda *_: jnp.asarray(scores.reshape(-1)))
-    batch = GroupBatch(np.zeros((4, 3, 2), np.int32), np.ones((4, 3), np.int32), labels, mask)
-    loss, metrics = scoring.make_loss(DECODER, PROMPT, SCORE)({}, jax.tree.map(jnp.asarray, batch))
+    monkeypatch.setattr(scoring, "last_hidden", lambda *_: None)
+    monkeypatch.setattr(scoring, "answer_margin", lambda *_: jnp.asarray(scores))
+    prompts = GroupPrompts(*(np.zeros(0, np.int32) for _ in range(4)))
+    batch = jax.tree.map(jnp.asarray, GroupBatch(prompts, labels, mask))
+    loss, metrics = scoring.make_loss(DECODER, PROMPT, SCORE)({}, None, batch)
     assert loss == metrics["loss"] == listwise_softmax(*map(jnp.asarray, (scores, labels, mask)))
     # Wrong only in query 1, where a lesser grade is on top; the masked 9 does not count.
     assert metrics["top1_accuracy"] == 0.75
@@ -269,7 +357,7 @@ def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
     params, keys = base_params(), jax.random.split(jax.random.key(0), 8)
     losses: list[tuple[Any, tuple[Any, ...]]] = [
         (warmup.make_losses(decoder, PROMPT, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
-        (scoring.make_loss(decoder, PROMPT, SCORE), (jax.tree.map(jnp.asarray, groups_at(0)),)),
+        (scoring.make_loss(decoder, PROMPT, SCORES["all"]), (params, jax.tree.map(jnp.asarray, groups_at(0)))),
     ]
     for loss, arguments in losses:
         (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, *arguments)

@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class Collection:
     documents: dict[str, str]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+
+    def only(self, queries: Iterable[str]) -> "Collection":
+        """The same collection with these queries alone."""
+        kept = list(queries)
+        return replace(
+            self, queries={name: self.queries[name] for name in kept}, qrels={name: self.qrels[name] for name in kept}
+        )
 
 
 def read_beir(path: str | Path, split: str) -> Collection:

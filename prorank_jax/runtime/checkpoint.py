@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from prorank_jax.errors import InputError
 
@@ -28,7 +28,7 @@ logging.set_verbosity(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints of one stage, the newest `keep` of them."""
+    """The checkpoints of one stage: the newest `keep` of them, and the best of those that were measured."""
 
     def __init__(self, folder: Path, keep: int):
         """Reads what lies in `folder`; the folder is made by the first save."""
@@ -40,7 +40,12 @@ class Checkpoints:
             # Without it a manager that has not saved yet cannot tell what a step holds.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestN(keep), enable_async_checkpointing=False, create=False
+                preservation_policy=AnyPreservationPolicy(
+                    [LatestN(keep), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+                ),
+                best_fn=_rank,
+                enable_async_checkpointing=False,
+                create=False,
             ),
         )
 
@@ -52,8 +57,22 @@ class Checkpoints:
         """The newest finished step; None before the first."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: State) -> None:
-        """Writes `state` and deletes all but the newest `keep` steps.
+    def best(self) -> int | None:
+        """The step with the highest measure, the earlier of two equal ones; None where none was measured."""
+        measures = {step: self.measure(step) for step in self.steps()}
+        found = [(value, -step) for step, value in measures.items() if value is not None]
+        return -max(found)[1] if found else None
+
+    def measure(self, step: int) -> float | None:
+        """What was measured of a finished step; None where nothing was."""
+        kept = self._manager.metrics(step)
+        return None if kept is None else float(kept["measure"])
+
+    def save(self, step: int, state: State, measure: float | None = None) -> None:
+        """Writes `state` and deletes all but the newest `keep` steps and the best.
+
+        Args:
+          measure: what was measured of this state, the more the better.
 
         Raises:
           ValueError: the folder already holds this step or a later one.
@@ -62,7 +81,8 @@ class Checkpoints:
         if latest is not None and step <= latest:
             raise ValueError(f"{self._folder}: step {step} is not after the saved step {latest}; save steps in order")
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        metrics = None if measure is None else {"measure": measure, "step": step}
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     def restore(self, step: int | None, abstract_state: State) -> State:
         """The state saved at `step` (None: the newest), shaped and placed like `abstract_state`.
@@ -122,6 +142,10 @@ class Checkpoints:
             reason = str(error).splitlines()[0][:200]
             remedy = "if its files are damaged, delete that folder to go on from the step before it"
             raise InputError(f"{self._folder}/{step}: cannot be restored ({reason}); {remedy}") from error
+
+
+def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+    return metrics["measure"], -metrics["step"]
 
 
 def _placed(abstract_state: State) -> State:

@@ -84,12 +84,30 @@ def mean_over_replicas(mesh: Mesh, tree: Any) -> Any:
     return lax.pmean(tree, "data") if mesh.shape["data"] > 1 else tree
 
 
-def split_rows(mesh: Mesh, batch: Any) -> Any:
-    """Places a batch of numpy arrays, rows split over `data`; each process makes its own rows only."""
-    rows = NamedSharding(mesh, P("data"))
+def own_rows(mesh: Mesh, rows: int) -> range:
+    """The rows of a batch, split over `data`, that lie on the devices of this process."""
+    slices = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,)).values()
+    bounds = [index[0].indices(rows) for index in slices if index]
+    return range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def split_rows(mesh: Mesh, batch: Any, rows: int | None = None) -> Any:
+    """Places a batch of numpy arrays, its rows split over `data`.
+
+    Args:
+      rows: where given, the rows of the whole batch, of which the arrays hold `own_rows` alone.
+    """
+    sharding = NamedSharding(mesh, P("data"))
 
     def place(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
+        whole = len(array) if rows is None else rows
+        first = 0 if rows is None else own_rows(mesh, rows).start
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = index[0].indices(whole) if index else (first, first + len(array), 1)
+            return array[start - first : stop - first]
+
+        return jax.make_array_from_callback((whole, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(place, batch)
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -50,12 +51,33 @@ def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient
 
 
 def make_gradient_step(
-    loss: Callable[[Any, Any, Any], tuple[Array, Metrics]], optimizer: optax.GradientTransformation, mesh: Mesh
+    loss: Callable[[Any, Any, Any], tuple[Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    parts: int = 1,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
     """The compiled step `(state, base, batch) -> (state, metrics)` of a loss; the buffers of the state are used again.
 
-    `loss(learnt, base, batch)` is a mean over the rows of the batch, with metrics that are such means too.
+    `loss(learnt, base, batch)` is a mean over the rows of the batch, with metrics that are such means too, so that the
+    rows of a replica may be computed in equal parts, one after the other.
     """
+
+    def gradient_of(learnt: Any, base: Any, batch: Any) -> tuple[Any, Metrics]:
+        gradient: tuple[Any, Metrics] = jax.grad(loss, has_aux=True)(learnt, base, batch)
+        return gradient
+
+    def mean_over_parts(learnt: Any, base: Any, batch: Any) -> tuple[Any, Metrics]:
+        if parts == 1:
+            return gradient_of(learnt, base, batch)
+        split = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
+        first = jax.tree.map(lambda rows: rows[0], split)
+        start = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, learnt, base, first))
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(learnt, base, part)), None
+
+        total, _ = lax.scan(add, start, split)
+        return jax.tree.map(lambda leaf: leaf / parts, total)
 
     @partial(
         jax.shard_map,
@@ -66,7 +88,7 @@ def make_gradient_step(
         check_vma=False,
     )
     def replica_step(state: TrainState, base: Any, batch: Any) -> tuple[TrainState, Metrics]:
-        gradient, metrics = mean_over_replicas(mesh, jax.grad(loss, has_aux=True)(state.params, base, batch))
+        gradient, metrics = mean_over_replicas(mesh, mean_over_parts(state.params, base, batch))
         state, norm = descend(optimizer, state, gradient)
         return state, metrics | {"grad_norm": norm}
 

@@ -1,16 +1,62 @@
 """The relevance score: the difference of two token logits at the answer's place, and no new layer."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.attention import causal_mask
+from prorank_jax.model.decoder import Decoder, KeyValues, Params
 from prorank_jax.model.prefix import prefill
+from prorank_jax.scoring.batches import GroupPrompts
 
 
 def relevance_scores(
     decoder: Decoder, params: Params, tokens_BxL: Array, lengths_B: Array, answer_ids: tuple[int, int]
 ) -> Array:
     """`s = z["1"] - z["0"]` of right-padded prompts, float32 [B], from two rows of the unembedding."""
-    last_BxD = prefill(decoder, params, tokens_BxL, lengths_B).last_PxD.astype(jnp.float32)
-    logits_Bx2 = decoder.unembed(params, last_BxD, jnp.asarray(answer_ids))
-    return logits_Bx2[:, 1] - logits_Bx2[:, 0]
+    return answer_margin(decoder, params, prefill(decoder, params, tokens_BxL, lengths_B).last_PxD, answer_ids)
+
+
+def answer_margin(decoder: Decoder, params: Params, last: Array, answer_ids: tuple[int, int]) -> Array:
+    """`z["1"] - z["0"]` of hidden states [..., D] at the answer's place, float32 [...]."""
+    logits = decoder.unembed(params, last.astype(jnp.float32), jnp.asarray(answer_ids))
+    return logits[..., 1] - logits[..., 0]
+
+
+def last_hidden(decoder: Decoder, params: Params, prompts: GroupPrompts[Array]) -> Array:
+    """The hidden state after the last token of each prompt, [Q, C, D]."""
+    Q, C, L = prompts.rest_QxCxL.shape
+    tokens_BxL, lengths_B = prompts.rest_QxCxL.reshape(Q * C, L), prompts.rest_lengths_QxC.reshape(Q * C)
+    if prompts.prefix_QxP.shape[1] == 0:
+        return prefill(decoder, params, tokens_BxL, lengths_B).last_PxD.reshape(Q, C, -1)
+    prefix = prefill(decoder, params, prompts.prefix_QxP, prompts.prefix_lengths_Q)
+    shared = KeyValues(
+        jnp.repeat(prefix.cache.keys, C, axis=1),
+        jnp.repeat(prefix.cache.values, C, axis=1),
+        jnp.repeat(prefix.cache.positions_BxL, C, axis=0),
+    )
+    seen_BxLxP = jnp.broadcast_to(
+        jnp.repeat(prefix.valid_PxL, C, axis=0)[:, None, :], (Q * C, L, prompts.prefix_QxP.shape[1])
+    )
+    mask = jnp.concatenate([seen_BxLxP, causal_mask(lengths_B, L)], axis=2)
+    positions_BxL = jnp.repeat(prompts.prefix_lengths_Q, C)[:, None] + jnp.arange(L)[None, :]
+    hidden_BxLxD, _ = decoder.forward(params, tokens_BxL, positions_BxL, mask, (shared,))
+    last_BxD = jnp.take_along_axis(hidden_BxLxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    return last_BxD.reshape(Q, C, -1)
+
+
+def answer_log_probs(decoder: Decoder, params: Params, last_QxCxD: Array, answer_ids: tuple[int, int]) -> Array:
+    """Log-probabilities of both answers and of the rest of the vocabulary at the answer's place, float32 [Q, C, 3].
+
+    The logits of a query are made when it is their turn, so that there are never more than C x V.
+    """
+    ids = jnp.asarray(answer_ids)
+
+    @jax.checkpoint
+    def of_query(last_CxD: Array) -> Array:
+        logits_CxV = decoder.unembed(params, last_CxD.astype(jnp.float32))
+        chosen_Cx2 = logits_CxV[:, ids]
+        rest_C = jax.nn.logsumexp(logits_CxV.at[:, ids].set(-jnp.inf), axis=1)
+        return jax.nn.log_softmax(jnp.concatenate([chosen_Cx2, rest_C[:, None]], axis=1), axis=1)
+
+    return jax.lax.map(of_query, last_QxCxD)

@@ -1,87 +1,81 @@
-"""Stage two, score learning: the ranking step and its loop.
+"""Stage two, score learning: the loop over batches of groups, from a model that answers to one that ranks.
 
-A step takes Q queries with C candidate documents each, scores every pair by the difference of the two answer
-logits, and follows the gradient of a ranking loss. No layer is added: what is trained is what was warmed up.
+With held-out queries the model is measured while it learns: the stage ends early where it no longer gets better,
+and its result is the best model it came by.
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import grain
 import jax
-import jax.numpy as jnp
-import optax
-from jax import Array
+import numpy as np
 from jax.sharding import Mesh
 
 from prorank_jax.config import RunConfig, ScoreConfig
-from prorank_jax.data.examples import Groups
-from prorank_jax.data.loader import GroupBatch, group_batch
+from prorank_jax.data.examples import Group
+from prorank_jax.data.stream import batches
+from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.model.lora import init_learnt, merged, network
+from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
+from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import split_rows
-from prorank_jax.runtime.metrics import MetricsWriter
+from prorank_jax.runtime.mesh import abstract, check_rows, own_rows, split_rows
+from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
-from prorank_jax.runtime.training import Metrics, TrainState, Watch, make_gradient_step, open_state
-from prorank_jax.scoring.losses import LOSSES
-from prorank_jax.scoring.scores import relevance_scores
+from prorank_jax.runtime.training import TrainState, Watch, open_state
+from prorank_jax.scoring.batches import GroupBatch, agreed, group_batch, prompt_tokens
+from prorank_jax.scoring.development import METRIC, Development
+from prorank_jax.scoring.step import make_step
 
-HEADLINE = ("loss", "top1_accuracy", "margin")
-
-
-Step = Callable[[TrainState, Params | None, GroupBatch[Array]], tuple[TrainState, Metrics]]
+HEADLINE = ("loss", "top1_accuracy", "margin", METRIC)
 
 
-def make_loss(
-    decoder: Decoder, prompt: Prompt, config: ScoreConfig
-) -> Callable[[Params, GroupBatch[Array]], tuple[Array, Metrics]]:
-    """The loss of a batch of groups, and what to report of it.
+class Scored(NamedTuple):
+    """What the stage gives: parameters, and the step that they are of.
 
-    `top1_accuracy`: how often the highest score is at a document of the group's highest label. `margin`: mean score of
-    the documents with a label above 0, less that of the others.
+    `development` is nDCG@10 of the held-out queries by row: "first stage", "before", "after"; empty without any.
     """
 
-    def loss(params: Params, batch: GroupBatch[Array]) -> tuple[Array, Metrics]:
-        Q, C, L = batch.tokens_QxNxL.shape
-        scores = relevance_scores(
-            decoder, params, batch.tokens_QxNxL.reshape(Q * C, L), batch.lengths_QxN.reshape(Q * C), prompt.answer_ids
-        ).reshape(Q, C)
-        labels, mask = batch.labels_QxN, batch.mask_QxN
-        value = LOSSES[config.loss](scores, labels, mask)
-        best = jnp.take_along_axis(labels, jnp.where(mask, scores, -jnp.inf).argmax(axis=1)[:, None], axis=1)[:, 0]
-        positive, negative = mask & (labels > 0), mask & (labels <= 0)
-        margin = _masked_mean(scores, positive) - _masked_mean(scores, negative)
-        top1 = (best == jnp.where(mask, labels, -jnp.inf).max(axis=1)).mean(dtype=jnp.float32)
-        return value, {"loss": value, "top1_accuracy": top1, "margin": margin}
-
-    return loss
+    params: Params
+    step: int
+    development: dict[str, float]
 
 
-def _masked_mean(value: Array, mask: Array) -> Array:
-    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
+def check_score(config: ScoreConfig, mesh: Mesh) -> None:
+    """Refuses what could not be trained, before any work is done.
 
-
-def make_step(
-    decoder: Decoder, prompt: Prompt, config: ScoreConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Step:
-    """The compiled step `(state, base, batch) -> (state, metrics)`; the buffers of the state are used again.
-
-    `base` is read only with adapters.
+    Raises:
+      InputError: a batch that does not divide over devices and parts.
     """
-    group_loss = make_loss(decoder, prompt, config)
-
-    def loss(learnt: Params, base: Params | None, batch: GroupBatch[Array]) -> tuple[Array, Metrics]:
-        return group_loss(network(config.lora, base, learnt), batch)
-
-    return make_gradient_step(loss, optimizer, mesh)
+    rows, parts = config.queries_per_step, config.accumulation
+    check_rows(mesh, "score.queries_per_step", rows)
+    own = rows // mesh.shape["data"]
+    if own % parts:
+        raise InputError(
+            f"config: score.accumulation={parts} does not divide the {own} queries of each replica "
+            f"(score.queries_per_step={rows}); use a divisor of {own}"
+        )
 
 
 def train_score(
-    run: RunConfig, decoder: Decoder, params: Params, prompt: Prompt, groups: Groups, mesh: Mesh, folder: Path
-) -> Params:
+    run: RunConfig,
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    groups: "grain.MapDataset[Group]",
+    development: Development | None,
+    mesh: Mesh,
+    folder: Path,
+) -> Scored:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
+
+    Args:
+      groups: the endless stream of groups (`data.stream.groups`), of which step `n` takes the `n`-th
+        `score.queries_per_step`.
+      development: held-out queries, where `score.dev` names some.
 
     Raises:
       InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
@@ -92,26 +86,55 @@ def train_score(
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
     state, done = open_state(checkpoints, optimizer, mesh, learnt)
-    if done == config.steps:
-        return merged(config.lora, params, state.params)
     step = make_step(decoder, prompt, config, optimizer, mesh)
-    base = params if config.lora else None
+    base = params if config.lora or config.anchor else None
+    own = own_rows(mesh, config.queries_per_step)
+
+    def make(number: int) -> GroupBatch[np.ndarray]:
+        first = (number - 1) * config.queries_per_step
+        drawn = [groups[first + row] for row in range(own.start, own.stop)]
+        return group_batch(drawn, prompt, config.documents_per_query)
+
+    def measure(learnt: Params) -> float:
+        assert development is not None
+        return development.measure(Reranker(decoder, merged(config.lora, params, learnt), prompt))
 
     watch = Watch("score", checkpoints)
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
+        if development is not None and not read_metrics(folder / FILE_NAME):
+            writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
-        for number in range(done + 1, config.steps + 1):
-            batch = group_batch(
-                groups, prompt, config.queries_per_step, config.documents_per_query, run.seed, number - 1
-            )
-            state, metrics = step(state, base, split_rows(mesh, batch))
+        numbers = range(done + 1, done + 1 if _ended(config, done, checkpoints) else config.steps + 1)
+        for number, batch in zip(numbers, batches(make, numbers.start, numbers.stop, run.data.workers), strict=False):
+            batch = agreed(batch, prompt.pad_id)
+            state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
             watch.add(number, metrics)
-            tokens += int(batch.lengths_QxN.sum())
-            if number % config.log_every == 0 or number == config.steps:
+            tokens += prompt_tokens(batch)
+            last = number == config.steps
+            measured = config.dev is not None and (last or number % config.dev.every == 0)
+            if last or measured or number % config.log_every == 0:
                 watch.catch_up()
-                writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                rate = {"tokens_per_second": tokens / (time.monotonic() - since)}
+                found = {METRIC: measure(state.params)} if measured else {}
+                writer.write(number, metrics | found | rate)
                 tokens, since = 0, time.monotonic()
-            if number % config.checkpoint_every == 0 or number == config.steps:
+            if last or measured or number % config.checkpoint_every == 0:
                 watch.catch_up()
-                checkpoints.save(number, state)
-    return merged(config.lora, params, state.params)
+                checkpoints.save(number, state, found.get(METRIC))
+            if measured and _ended(config, number, checkpoints):
+                break
+    best = checkpoints.best()
+    if development is None or best is None:
+        return Scored(merged(config.lora, params, state.params), config.steps, {})
+    if best != checkpoints.latest():
+        state = TrainState(checkpoints.restore_params(best, abstract(mesh, learnt)), ())
+    rows = {"first stage": development.first_stage(), "before": float(read_metrics(folder / FILE_NAME)[0][METRIC])}
+    return Scored(merged(config.lora, params, state.params), best, rows | {"after": checkpoints.measure(best) or 0.0})
+
+
+def _ended(config: ScoreConfig, number: int, checkpoints: Checkpoints) -> bool:
+    """Whether the stage is over after a step: it is the last, or patience with measurements that are no better is."""
+    best = checkpoints.best()
+    if number == config.steps or config.dev is None or config.dev.patience is None or best is None:
+        return number == config.steps
+    return number - best >= config.dev.patience * config.dev.every

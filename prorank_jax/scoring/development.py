@@ -1,0 +1,47 @@
+"""Held-out queries on which score learning is measured while it goes on: nDCG@10 of their reranked candidates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prorank_jax.config import DevConfig
+from prorank_jax.data.beir import Collection, read_beir
+from prorank_jax.data.candidates import Run, candidates
+from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.evaluate import PairScorer, rerank
+
+METRIC = "dev/ndcg@10"
+
+
+@dataclass(frozen=True)
+class Development:
+    """Queries of a collection with their candidates."""
+
+    collection: Collection
+    run: Run
+
+    @classmethod
+    def open(cls, config: DevConfig, training: str) -> "Development":
+        """Reads the collection, `training` where the configuration names none, and retrieves its candidates.
+
+        Raises:
+          InputError: no such collection or split, or nothing retrieved.
+        """
+        collection = read_beir(config.path or training, config.split)
+        if config.queries is not None and config.queries < len(collection.queries):
+            names = list(collection.queries)
+            drawn = np.sort(np.random.default_rng(0).choice(len(names), config.queries, replace=False))
+            collection = collection.only([names[i] for i in drawn])
+        return cls(collection, candidates(collection, config.candidates, config.depth))
+
+    def first_stage(self) -> float:
+        """nDCG@10 of the candidates as they were retrieved."""
+        return ndcg_at_10(self.collection.qrels, self.run)
+
+    def measure(self, reranker: PairScorer) -> float:
+        """nDCG@10 of the reranked candidates.
+
+        Raises:
+          InputError: a score is not finite.
+        """
+        return ndcg_at_10(self.collection.qrels, rerank(reranker, self.collection, self.run))
