@@ -367,6 +367,8 @@ def test_values_by_hand():
     # A probability stays itself: -0.25 ln sigmoid(2) - 0.75 ln sigmoid(-2). As a positive it would be 0.126928.
     want = (0.25 * 0.126928 + 0.75 * 2.126928 + 0.693147) / 2
     assert bce(scores[:1], jnp.array([[0.25, 0.0]]), mask[:1]) == pytest.approx(want, rel=1e-5)
+    # Below 0 is not relevant, no more: ln(1 + e^2). As a number it would add 3 * 2.
+    assert bce(scores[:1], jnp.array([[-3.0, 0.0]]), mask[:1]) == pytest.approx((2.126928 + 0.693147) / 2, rel=1e-5)
     # softmax(2, 0) = (0.880797, 0.119203); labels (2, 1) share 2/3 and 1/3: 2/3 * 0.126928 + 1/3 * 2.126928.
     # A softmax of the labels instead would share 0.731059 and 0.268941. A group of one is certain: 0.
     want = (0.793595 + 0.0) / 2
