@@ -100,7 +100,7 @@ def test_an_override_reaches_any_field(path, override, value):
 def test_overrides_apply_in_order_and_make_or_remove_sections(path):
     config = load_config(path, ["score.steps=3", "score.loss=mse", "score.steps=4", "warmup=null"])
     assert config.warmup is None
-    assert config.score is not None and (config.score.steps, config.score.loss) == (4, "mse")
+    assert config.score is not None and (config.score.steps, config.score.loss) == (4, {"mse": 1.0})
 
 
 def test_an_override_of_one_reward_leaves_only_that_one(path):
@@ -196,7 +196,14 @@ def test_adapters_are_of_every_matrix_unless_told(path):
         ("model.remat=true", "model.remat=True: input should be 'none', 'dots' or 'full'"),
         # A section with an unknown key also lacks `steps`; the typing error is the one to tell.
         ("score.stps=9", "score.stps: unknown key; did you mean 'steps'?"),
-        ("score.loss=foo", "score.loss='foo': input should be 'bce', 'mse' or 'listwise_softmax'"),
+        (
+            "score.loss=foo",
+            "score.loss.foo: unknown loss; use one of bce, mse, margin_mse, ranknet, listwise_softmax, list_mle, "
+            "lambda_loss",
+        ),
+        ("score.loss.ranket=1", "score.loss.ranket: unknown loss; did you mean 'ranknet'?"),
+        ("score.loss={mse: 0}", "score.loss.mse=0: input should be greater than 0"),
+        ("score.dev={evry: 9}", "score.dev.evry: unknown key; did you mean 'every'?"),
         ("score.loss=mse", "score.steps: missing; this field has no default"),
         ("model={}", "model.base: missing; this field has no default"),
         ("warmup=5", "warmup=5: a section, not a value; write its fields as `key: value` lines below it"),
@@ -258,6 +265,40 @@ def test_adapters_are_of_every_matrix_unless_told(path):
 )
 def test_a_bad_value_is_refused_in_one_line(path, override, message):
     assert refusal(path, override) == f": {message}"
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"loss": {}}, "score.loss={}: no loss to learn; name one, for example listwise_softmax"),
+        (
+            {"documents_per_query": 1},
+            "score.loss.listwise_softmax: compares documents of a query, and documents_per_query is 1; "
+            "use bce or mse, or 2 documents or more",
+        ),
+        (
+            {"accumulation": 3},
+            "score.accumulation=3: does not divide queries_per_step=16; use a divisor of it",
+        ),
+        (
+            {"loss": {"mse": 1.0, "bce": 0.5}},
+            "score.loss.bce: learns labels of 0 or more, and data.target=score gives a teacher's raw scores; "
+            "use data.target=sigmoid or softmax, or mse, margin_mse, ranknet or list_mle",
+        ),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_refused(score, message):
+    sources = {"path": "y", "mix": [{"path": "z", "target": "score"}]}
+    tree = {"model": {"base": "x"}, "data": sources, "score": {"steps": 1, **score}}
+    with pytest.raises(InputError) as refused:
+        parse_config(tree)
+    assert str(refused.value) == f"config: {message}"
+
+
+@pytest.mark.parametrize("target", ["label", "sigmoid", "softmax"])
+def test_losses_of_gains_take_what_is_none_or_more(target):
+    tree = {"model": {"base": "x"}, "data": {"path": "y", "target": target}, "score": {"steps": 1, "loss": "bce"}}
+    assert parse_config(tree).data.target == target
 
 
 @pytest.mark.parametrize(

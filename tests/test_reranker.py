@@ -15,7 +15,7 @@ from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt
-from prorank_jax.reranker import Hit, Reranker
+from prorank_jax.reranker import Hit, Reranker, _scorer
 
 QUERY = "Which place serves fish?"
 WORDS = "a town on the coast with a keeper who cooks eels and crabs in the yard under oaks".split()
@@ -120,6 +120,7 @@ def test_a_long_document_is_cut_and_a_long_query_leaves_it_room(reranker: Rerank
 
 def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
     reranker = Reranker.from_pretrained(tiny_model, max_length=256)
+    _scorer.cache_clear()
     lengths = set()
     for count in (300, 3, 1, 2):
         pairs = [(QUERY, document) for document in documents(count, longest=150)]
@@ -127,7 +128,7 @@ def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
         reranker.predict(pairs)
     assert len(lengths) > 100
     # The lengths 96, 128, 192 and 256 of full batches, and the last batch of each call.
-    assert vars(reranker)["_score"]._cache_size() <= 8
+    assert _scorer(reranker.decoder, reranker.prompt.answer_ids)._cache_size() <= 8
 
 
 def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Reranker) -> None:
