@@ -31,6 +31,8 @@ _PANELS = (
     Panel("score", "loss", {"loss": "loss"}),
     Panel("score", "best document ranked first", {"top1_accuracy": "share"}),
     Panel("score", "margin: relevant less others", {"margin": "margin"}),
+    Panel("score", "nDCG@10 of held-out queries", {"dev/ndcg@10": "nDCG@10"}),
+    Panel("score", "KL to the warmed-up model (nats)", {"kl": "KL"}),
     Panel("score", "gradient norm", {"grad_norm": "gradient norm"}),
 )
 

@@ -31,7 +31,7 @@ def test_what_a_group_has_in_common_stands_once():
     cut = share(prompts, 2, 100, PAD)
     # Group 1 has 41 tokens in common with a prompt of 41: the last token stays its own.
     assert cut.prefix_lengths_Q.tolist() == [40, 40]
-    assert cut.prefix_QxP.shape == (2, 48) and cut.rest_QxCxL.shape == (2, 2, 16)
+    assert cut.prefix_QxP.shape == (2, 40) and cut.rest_QxCxL.shape == (2, 2, 16)
     assert cut.rest_lengths_QxC.tolist() == [[2, 1], [1, 3]]
     assert joined(cut) == prompts
     assert (cut.prefix_QxP[:, 40:] == PAD).all() and (cut.rest_QxCxL[0, 1, 1:] == PAD).all()
@@ -60,9 +60,8 @@ def test_one_group_with_much_in_common_does_not_widen_the_prefix_of_all():
     P, L = cut.prefix_QxP.shape[1], cut.rest_QxCxL.shape[2]
     # Cut behind the head the rests need 96 columns, 224 tokens a query; cut where each group differs, 128 + 2 x 24.
     assert (P, L) == (128, 24)
-    # With eight documents a query the same holds for wider prefixes only while they pay.
     many = [[head + [q, d] for d in range(8)] for q in range(4)]
-    assert share(many, 8, 512, PAD).prefix_QxP.shape == (4, 48)
+    assert share(many, 8, 512, PAD).prefix_QxP.shape == (4, 40)
 
 
 def test_places_without_a_document_are_one_token_of_padding():
@@ -72,10 +71,22 @@ def test_places_without_a_document_are_one_token_of_padding():
 
 
 @pytest.mark.parametrize(
-    ("length", "padded"), [(0, 0), (1, 16), (16, 16), (17, 24), (25, 32), (33, 48), (65, 96), (97, 100), (100, 100)]
+    ("length", "padded", "finer"),
+    [
+        (0, 0, 0),
+        (1, 16, 16),
+        (16, 16, 16),
+        (17, 24, 20),
+        (25, 32, 28),
+        (33, 48, 40),
+        (65, 96, 80),
+        (97, 100, 100),
+        (100, 100, 100),
+    ],
 )
-def test_few_widths(length, padded):
+def test_few_widths(length, padded, finer):
     assert padded_length(length, 100) == padded
+    assert padded_length(length, 100, parts=4) == finer
 
 
 def tiny_prompt(order: str):

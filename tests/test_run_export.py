@@ -26,6 +26,8 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.lora import init_adapters
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import checkpoints, find_checkpoint
+from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.runtime.training import TrainState
 from prorank_jax.train import Trained, train
 
 PAIRS = [("Which place serves fish?", "It serves fish."), ("Which is cheap?", "It costs a fortune."), ("", "")]
@@ -118,6 +120,15 @@ def test_a_stage_that_has_saved_nothing_is_passed_over(copied: Path) -> None:
     shutil.rmtree(copied / "warmup")
     with pytest.raises(InputError, match=f"^{copied}: no finished checkpoint here; train first"):
         find_checkpoint(copied)
+
+
+def test_a_measured_stage_means_its_best_step(copied: Path, run: tuple[Path, RunConfig, Trained]) -> None:
+    state = TrainState(run[2].final, ())
+    kept = Checkpoints(copied / "score" / "checkpoints", keep=3)
+    kept.save(6, state, measure=0.5)
+    kept.save(7, state, measure=0.4)
+    assert find_checkpoint(copied) == find_checkpoint(copied / "score") == (copied, ("score", 6))
+    assert find_checkpoint(copied / "score" / "checkpoints" / "7") == (copied, ("score", 7))
 
 
 def test_a_path_that_names_no_checkpoint(run: tuple[Path, RunConfig, Trained], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ from prorank_jax.data.examples import Group
 from prorank_jax.data.loader import encode, pad_prompts, padded_length
 from prorank_jax.prompt import Prompt
 
+_SIZES = 4
+"""Widths between one power of two and the next: a fifth of one is padding at most."""
+
 A = TypeVar("A")
 """numpy arrays on the host, JAX arrays on devices."""
 
@@ -69,7 +72,7 @@ def share(
     def widths(limit: int) -> tuple[int, int]:
         cut = [min(length, limit) for length in common]
         rest = max((len(ids) - at for group, at in zip(prompts, cut, strict=True) for ids in group), default=1)
-        return padded_length(max(cut, default=0), longest), padded_length(rest, longest)
+        return padded_length(max(cut, default=0), longest, _SIZES), padded_length(rest, longest, _SIZES)
 
     # A group that has more in common than the others would widen the prefix of all, hence a limit.
     found = {limit: widths(limit) for limit in sorted({0, *common})}
