@@ -64,9 +64,13 @@ def train(
 ) -> None:
     """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
     from prorank_jax.config import load_config
+    from prorank_jax.report import markdown_table
     from prorank_jax.train import train as train_run
 
     trained = train_run(load_config(config, overrides or ()), workdir)
+    if trained.development:
+        rows = {row: {"ndcg@10": value} for row, value in trained.development.items()}
+        print(markdown_table(rows, "held-out queries"))
     print(f"model: {trained.export}")
 
 

@@ -120,7 +120,7 @@ def train_score(
                 tokens, since = 0, time.monotonic()
             if last or measured or number % config.checkpoint_every == 0:
                 watch.catch_up()
-                checkpoints.save(number, state, found.get(METRIC))
+                checkpoints.save(number, state, found[METRIC] if measured else None)
             if measured and _ended(config, number, checkpoints):
                 break
     best = checkpoints.best()
