@@ -99,14 +99,25 @@ def train_score(
         assert development is not None
         return development.measure(Reranker(decoder, merged(config.lora, params, learnt), prompt))
 
+    def result(state: TrainState) -> Scored:
+        best = checkpoints.best()
+        if development is None or best is None:
+            return Scored(merged(config.lora, params, state.params), config.steps, {})
+        if best != checkpoints.latest():
+            state = TrainState(checkpoints.restore_params(best, abstract(mesh, learnt)), ())
+        before, after = read_metrics(folder / FILE_NAME)[0][METRIC], checkpoints.measure(best)
+        rows = {"first stage": development.first_stage(), "before": float(before), "after": float(after or 0.0)}
+        return Scored(merged(config.lora, params, state.params), best, rows)
+
+    if _ended(config, done, checkpoints):
+        return result(state)
     watch = Watch("score", checkpoints)
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
         if development is not None and not read_metrics(folder / FILE_NAME):
             writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
-        numbers = range(done + 1, done + 1 if _ended(config, done, checkpoints) else config.steps + 1)
-        for number, batch in zip(numbers, batches(make, numbers.start, numbers.stop, run.data.workers), strict=False):
-            batch = agreed(batch, prompt.pad_id)
+        for number, own_batch in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
+            batch = agreed(own_batch, prompt.pad_id)
             state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
             watch.add(number, metrics)
             tokens += prompt_tokens(batch)
@@ -123,13 +134,7 @@ def train_score(
                 checkpoints.save(number, state, found[METRIC] if measured else None)
             if measured and _ended(config, number, checkpoints):
                 break
-    best = checkpoints.best()
-    if development is None or best is None:
-        return Scored(merged(config.lora, params, state.params), config.steps, {})
-    if best != checkpoints.latest():
-        state = TrainState(checkpoints.restore_params(best, abstract(mesh, learnt)), ())
-    rows = {"first stage": development.first_stage(), "before": float(read_metrics(folder / FILE_NAME)[0][METRIC])}
-    return Scored(merged(config.lora, params, state.params), best, rows | {"after": checkpoints.measure(best) or 0.0})
+    return result(state)
 
 
 def _ended(config: ScoreConfig, number: int, checkpoints: Checkpoints) -> bool:
