@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 data_app = typer.Typer(
-    help="Prepare training data: mine hard negatives, and write a teacher's scores beside them.",
+    help="Training data: hard negatives, a teacher's scores, and files prepared for training.",
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
@@ -153,6 +153,22 @@ def rerank(
     reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    files: Annotated[str, typer.Argument(help="Rows: a file, a folder or pattern of files, or hf://datasets/...")],
+    out: Annotated[Path, typer.Option(help="Folder to write, which data.path of a configuration may name.")],
+    single: Annotated[bool, typer.Option("--single", help="For score.documents_per_query=1.")] = False,
+    for_scores: Annotated[
+        bool, typer.Option("--for-scores", help="Keep queries without a relevant document, to learn scores from.")
+    ] = False,
+) -> None:
+    """Write files of rows as ArrayRecord, which training reads by position; training does it by itself too."""
+    from prorank_jax.data.prepared import prepare
+
+    prepared = prepare(files, out, single=single, positives_only=not for_scores and not single)
+    print(f"{prepared.rows} rows, {prepared.groups} groups, {prepared.skipped} without a positive skipped: {out}")
 
 
 @data_app.command("mine")
