@@ -8,22 +8,23 @@ Consecutive pointwise rows of one query and instruction become one group. Neithe
 that grows with the number of rows.
 """
 
+import bisect
 import fcntl
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from prorank_jax.data.candidates import write_atomically
 from prorank_jax.data.examples import Example, Group
@@ -40,7 +41,9 @@ SHARD_GROUPS = 500_000
 MOST_DOCUMENTS = 1024
 """Documents of a group; the rows of a query that has more become several groups."""
 _SHARDS = "groups-*.array_record"
-# Grain reads single records: a chunk of more would be read and unpacked whole for each.
+# One thread reads one record: what is read ahead of it would be thrown away.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"
+# Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 _SECONDS_BETWEEN_NOTES = 30.0
 
@@ -55,6 +58,15 @@ class _Record(NamedTuple):
     @property
     def has_positive(self) -> bool:
         return any(label > 0 for label in self.labels)
+
+
+class Shard(NamedTuple):
+    """An ArrayRecord file."""
+
+    file: str
+    size: int
+    """Bytes."""
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,7 @@ class PreparedFolder:
     without_positive: int
     """Groups without a relevant document that were kept."""
     longest_instruction: str | None
-    shards: tuple[tuple[str, int], ...]
-    """The files and their sizes in bytes."""
-
-    @property
-    def files(self) -> list[str]:
-        """The paths of the ArrayRecord files, in order."""
-        return [str(self.folder / name) for name, _ in self.shards]
+    shards: tuple[Shard, ...]
 
 
 def prepare(path: str | Path, out: Path, *, single: bool, positives_only: bool) -> PreparedFolder:
@@ -132,10 +138,10 @@ def open_prepared(folder: Path) -> PreparedFolder:
     if about is None:
         raise InputError(f"{folder}: holds no {ABOUT} of this version; remove the folder, and it is prepared again")
     del about["made_of"]
-    shards = tuple((str(name), int(size)) for name, size in about.pop("shards"))
-    for name, size in shards:
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
+    shards = tuple(Shard(*shard) for shard in about.pop("shards"))
+    for shard in shards:
+        file = folder / shard.file
+        if not file.is_file() or file.stat().st_size != shard.size:
             raise InputError(f"{file}: is not the file that {ABOUT} lists; remove the folder, and it is prepared again")
     return PreparedFolder(folder=folder, shards=shards, **about)
 
@@ -171,8 +177,8 @@ class RowSource:
         return self.prepared.groups
 
     @cached_property
-    def _records(self) -> Any:
-        return grain.sources.ArrayRecordDataSource(self.prepared.files)
+    def _records(self) -> "_Records":
+        return _Records(self.prepared)
 
     def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
         record = self._read(index)
@@ -210,6 +216,30 @@ class RowSource:
         return _Record(*json.loads(self._records[index]))
 
 
+class _Records:
+    """The records of a folder by position, for any number of threads.
+
+    `ArrayRecordDataSource` of grain reads by a call that takes 200 us for one record, whatever its size; to seek and
+    then read takes 10. Files are opened when they are first read from.
+    """
+
+    def __init__(self, prepared: PreparedFolder) -> None:
+        self._files = [str(prepared.folder / shard.file) for shard in prepared.shards]
+        self._ends = list(accumulate(shard.groups for shard in prepared.shards))
+        self._readers: list[ArrayRecordReader | None] = [None] * len(self._files)
+        self._locks = [threading.Lock() for _ in self._files]
+
+    def __getitem__(self, index: int) -> bytes:
+        shard = bisect.bisect_right(self._ends, index)
+        with self._locks[shard]:
+            reader = self._readers[shard]
+            if reader is None:
+                reader = ArrayRecordReader(self._files[shard], _READER_OPTIONS, file_reader_buffer_size=4096)
+                self._readers[shard] = reader
+            reader.seek(index - (self._ends[shard - 1] if shard else 0))
+            return bytes(reader.read())
+
+
 def _targets(target: Target, scores: np.ndarray) -> tuple[float, ...]:
     if target == "sigmoid":
         scores = np.exp(-np.logaddexp(0.0, -scores))
@@ -221,7 +251,7 @@ def _targets(target: Target, scores: np.ndarray) -> tuple[float, ...]:
 def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
     tally = _Tally(str(path))
     records = tally.kept(_grouped(tally.counted(read_rows(path)), single), positives_only)
-    shards: list[tuple[str, int]] = []
+    shards: list[Shard] = []
     for first in records:
         file = out / f"groups-{len(shards):05d}.array_record"
         writer = ArrayRecordWriter(str(file), _WRITER_OPTIONS)
@@ -230,7 +260,7 @@ def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> P
                 writer.write(_packed(record))
         finally:
             writer.close()
-        shards.append((file.name, file.stat().st_size))
+        shards.append(Shard(file.name, file.stat().st_size, tally.groups - sum(shard.groups for shard in shards)))
     if not shards:
         raise InputError(
             f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
