@@ -6,6 +6,7 @@ the work was cut, and the file is byte for byte that of work that was not. `OUT.
 each chunk: what `OUT.part` holds beyond is of a chunk that was cut, and is written again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -159,7 +160,8 @@ class _Part:
     def finish(self) -> None:
         """Gives the file its name."""
         os.replace(self.path, self.out)
-        self.record.unlink()
+        for left in (self.record, *self.out.parent.glob(f"{glob.escape(self.record.name)}.*.tmp")):
+            left.unlink()
 
     def _note(self) -> None:
         record = {"rows": self.rows, "bytes": self.bytes, "made_of": self.made_of}
