@@ -19,8 +19,9 @@ from prorank_jax.model.decoder import Decoder
 from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.metrics import read_metrics
-from prorank_jax.scoring.batches import group_batch
+from prorank_jax.scoring.batches import encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
+from prorank_jax.scoring.layout import Layout
 from prorank_jax.scoring.scores import answer_margin, last_hidden
 from prorank_jax.scoring.stage import Scored, check_score, train_score
 
@@ -155,7 +156,7 @@ def test_scores_of_the_stage_are_the_reranker_s(tmp_path):
     held = Held([0.0, 1.0])
     scored = train(tmp_path, held, steps=2, dev={"every": 2})
     groups = [Groups()[position] for position in range(4)]
-    batch = group_batch(groups, PROMPT, 3)
+    batch = group_batch(encode_groups(groups, PROMPT), 3, Layout(8, (8, 4)), 1, PROMPT.pad_id)
     last = last_hidden(DECODER, scored.params, jax.tree.map(jax.numpy.asarray, batch.prompts))
     scores = answer_margin(DECODER, scored.params, last, PROMPT.answer_ids)
     pairs = [(group.query, document) for group in groups for document in group.documents]

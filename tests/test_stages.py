@@ -23,7 +23,8 @@ from prorank_jax.runtime.mesh import check_rows, make_mesh, shardings, split_row
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.scoring import step as scoring
-from prorank_jax.scoring.batches import GroupBatch, GroupPrompts
+from prorank_jax.scoring.batches import GroupBatch
+from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import answer_margin, last_hidden, relevance_scores
 from prorank_jax.warmup import step as warmup
@@ -205,16 +206,21 @@ SCORES = {
 SCORE_OPTIMIZER = momentum(0.1)
 
 
-def groups_at(step):
+LAYOUT = Layout(prefix=4, widths=(5, 5, 5))
+
+
+def groups_at(step, units=1, layout=LAYOUT):
+    """16 queries with two or three documents, laid out in so many units."""
     rng = np.random.default_rng(step)
-    labels = rng.permuted(np.tile(np.array([1, 0, 0], np.float32), (16, 1)), axis=1)
-    tokens = rng.integers(0, VOCABULARY, (16, 3, 5)).astype(np.int32)
-    tokens[..., 0] = np.where(labels > 0, RELEVANT, IRRELEVANT)
-    mask = (labels > 0) | (rng.random((16, 3)) < 0.8)
-    lengths = np.where(mask, rng.integers(2, 6, (16, 3)), 1).astype(np.int32)
-    shared = rng.integers(0, VOCABULARY, (16, 4)).astype(np.int32)
-    prompts = GroupPrompts(shared, rng.integers(1, 5, 16).astype(np.int32), tokens, lengths)
-    return GroupBatch(prompts, labels, mask)
+    prompts, labels, mask = [], np.zeros((16, 3), np.float32), np.zeros((16, 3), bool)
+    for query in range(16):
+        shared = rng.integers(0, VOCABULARY, rng.integers(1, 5)).tolist()
+        documents = 3 if rng.random() < 0.6 else 2
+        relevant = rng.integers(documents)
+        labels[query, relevant], mask[query, :documents] = 1.0, True
+        kinds = [RELEVANT if place == relevant else IRRELEVANT for place in range(documents)]
+        prompts.append([[*shared, kind, *rng.integers(0, VOCABULARY, rng.integers(1, 5)).tolist()] for kind in kinds])
+    return GroupBatch(arrange(prompts, 3, layout, units, END), labels, mask)
 
 
 @cache
@@ -226,7 +232,8 @@ def score_run(data, fsdp, steps, config="plain"):
     base = jax.device_put(base_params(), shardings(mesh, base_params()))
     rows = []
     for number in range(steps):
-        state, metrics = step(state, base, split_rows(mesh, groups_at(number), 16))
+        batch = groups_at(number, units=data * SCORES[config].accumulation)
+        state, metrics = step(state, base, split_rows(mesh, batch, 16))
         rows.append(jax.device_get(metrics))
     assert_in_place(state, layout)
     return jax.device_get(state.params), rows
@@ -258,7 +265,7 @@ def test_parts_give_the_gradient_of_the_whole():
     step = scoring.make_step(DECODER, PROMPT, parts, SCORE_OPTIMIZER, mesh_of(1, 1))
     state, _ = start(SCORE_OPTIMIZER, mesh_of(1, 1))
     for number in range(3):
-        state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number)))
+        state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number, units=4)))
         close(metrics["loss"], rows[number]["loss"])
         close(metrics["grad_norm"], rows[number]["grad_norm"])
     close(jax.device_get(state.params), whole)
@@ -295,13 +302,13 @@ def test_score_learning_ranks():
 
 
 def test_the_score_is_the_difference_of_the_answers_logits_at_the_last_token():
-    prompts, params = groups_at(0).prompts, base_params()
-    tokens, lengths = prompts.rest_QxCxL.reshape(48, 5), prompts.rest_lengths_QxC.reshape(48)
+    params = base_params()
+    [(tokens, lengths, _)] = groups_at(0, layout=Layout(0, (9,))).prompts.parts
 
     @jax.jit
     def scores_and_logits(params, tokens, lengths):
-        positions = jnp.broadcast_to(jnp.arange(5), (48, 5))
-        hidden, _ = DECODER.forward(params, tokens, positions, causal_mask(lengths, 5))
+        positions = jnp.broadcast_to(jnp.arange(9), (48, 9))
+        hidden, _ = DECODER.forward(params, tokens, positions, causal_mask(lengths, 9))
         return relevance_scores(DECODER, params, tokens, lengths, (WORD, ONE)), DECODER.unembed(params, hidden)
 
     got, logits = scores_and_logits(params, tokens, lengths)
@@ -310,28 +317,25 @@ def test_the_score_is_the_difference_of_the_answers_logits_at_the_last_token():
     np.testing.assert_allclose(got, logits[:, ONE] - logits[:, WORD], atol=1e-6)
 
 
-def test_a_prefix_computed_once_gives_the_scores_and_gradients_of_whole_prompts():
+def test_prefixes_computed_once_and_rests_in_parts_give_the_scores_and_gradients_of_whole_prompts():
     batch, params = groups_at(0), base_params()
-    shared, lengths, rest, rest_lengths = batch.prompts
-    whole = np.zeros((16, 3, 9), np.int32)
-    for q, c in np.ndindex(16, 3):
-        ids = [*shared[q, : lengths[q]], *rest[q, c, : rest_lengths[q, c]]]
-        whole[q, c, : len(ids)] = ids
-    none, no_lengths = np.zeros((16, 0), np.int32), np.zeros(16, np.int32)
-    unshared = GroupPrompts(none, no_lengths, whole, lengths[:, None] + rest_lengths)
+    whole = groups_at(0, layout=Layout(0, (9,))).prompts
 
     @jax.jit
     @jax.value_and_grad
     def total(params, prompts):
         scores = answer_margin(DECODER, params, last_hidden(DECODER, params, prompts), PROMPT.answer_ids)
-        return jnp.where(batch.mask_QxC, jnp.sin(scores), 0.0).mean()
+        # A different weight for each document, so that none may take the place of another.
+        weights = jnp.arange(48.0).reshape(16, 3)
+        return jnp.where(batch.mask_QxC, weights * jnp.sin(scores), 0.0).sum() / 1000
 
     value, gradient = total(params, jax.tree.map(jnp.asarray, batch.prompts))
-    expected, expected_gradient = total(params, jax.tree.map(jnp.asarray, unshared))
+    expected, expected_gradient = total(params, jax.tree.map(jnp.asarray, whole))
     assert float(value) == pytest.approx(float(expected), abs=1e-5)
     close(gradient, expected_gradient)
     # Not what the rests alone would give.
-    alone, _ = total(params, jax.tree.map(jnp.asarray, GroupPrompts(none, no_lengths, rest, rest_lengths)))
+    none = batch.prompts._replace(prefix_lengths_Q=np.zeros(16, np.int32))
+    alone, _ = total(params, jax.tree.map(jnp.asarray, none))
     assert abs(alone - expected) > 1e-3
 
 
@@ -341,7 +345,7 @@ def test_what_score_learning_reports(monkeypatch):
     mask = np.array([[True, True, False], [True, True, True], [True, True, True], [True, False, False]])
     monkeypatch.setattr(scoring, "last_hidden", lambda *_: None)
     monkeypatch.setattr(scoring, "answer_margin", lambda *_: jnp.asarray(scores))
-    prompts = GroupPrompts(*(np.zeros(0, np.int32) for _ in range(4)))
+    prompts = GroupPrompts(np.zeros(0, np.int32), np.zeros(0, np.int32), ())
     batch = jax.tree.map(jnp.asarray, GroupBatch(prompts, labels, mask))
     loss, metrics = scoring.make_loss(DECODER, PROMPT, SCORE)({}, None, batch)
     assert loss == metrics["loss"] == listwise_softmax(*map(jnp.asarray, (scores, labels, mask)))

@@ -46,13 +46,12 @@ def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple
     return tokens_BxL, lengths_B
 
 
-def padded_length(length: int, longest: int, parts: int = 2) -> int:
+def padded_length(length: int, longest: int) -> int:
     """The width to pad to, so that few shapes are compiled: 0, 16, 24, 32, 48, 64, 96, ... and `longest`.
 
-    `parts` is how many sizes there are from a power of two to the next.
-    `padded_length(33, 100)` is 48, `padded_length(33, 100, 4)` is 40, `padded_length(97, 100)` is 100.
+    `padded_length(33, 100)` is 48, `padded_length(97, 100)` is 100.
     """
-    sizes = (2**power + part * 2**power // parts for power in range(4, 31) for part in range(parts))
+    sizes = (size for power in range(4, 31) for size in (2**power, 3 * 2 ** (power - 1)))
     return min(next(size for size in (0, *sizes) if size >= length), longest)
 
 

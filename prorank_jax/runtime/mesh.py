@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -92,16 +93,19 @@ def own_rows(mesh: Mesh, rows: int) -> range:
 
 
 def split_rows(mesh: Mesh, batch: Any, rows: int | None = None) -> Any:
-    """Places a batch of numpy arrays, its rows split over `data`.
+    """Places a batch of numpy arrays, the first axis of each split over `data`.
 
     Args:
-      rows: where given, the rows of the whole batch, of which the arrays hold `own_rows` alone.
+      rows: where given, the rows of the whole batch, of which the arrays hold what belongs to `own_rows` alone; an
+        array may have several entries for each row.
     """
     sharding = NamedSharding(mesh, P("data"))
 
     def place(array: np.ndarray) -> jax.Array:
-        whole = len(array) if rows is None else rows
-        first = 0 if rows is None else own_rows(mesh, rows).start
+        whole, first = len(array), 0
+        if rows is not None:
+            own = own_rows(mesh, rows)
+            whole, first = (len(array) * bound // len(own) for bound in (rows, own.start))
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             start, stop, _ = index[0].indices(whole) if index else (first, first + len(array), 1)
@@ -110,6 +114,11 @@ def split_rows(mesh: Mesh, batch: Any, rows: int | None = None) -> Any:
         return jax.make_array_from_callback((whole, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(place, batch)
+
+
+def everywhere(flag: bool) -> bool:
+    """Whether a flag is set in all processes, each of which makes this call."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 def check_rows(mesh: Mesh, field: str, rows: int) -> None:

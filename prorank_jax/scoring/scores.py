@@ -7,7 +7,7 @@ from jax import Array
 from prorank_jax.model.attention import causal_mask
 from prorank_jax.model.decoder import Decoder, KeyValues, Params
 from prorank_jax.model.prefix import prefill
-from prorank_jax.scoring.batches import GroupPrompts
+from prorank_jax.scoring.layout import GroupPrompts, Part
 
 
 def relevance_scores(
@@ -25,24 +25,27 @@ def answer_margin(decoder: Decoder, params: Params, last: Array, answer_ids: tup
 
 def last_hidden(decoder: Decoder, params: Params, prompts: GroupPrompts[Array]) -> Array:
     """The hidden state after the last token of each prompt, [Q, C, D]."""
-    Q, C, L = prompts.rest_QxCxL.shape
-    tokens_BxL, lengths_B = prompts.rest_QxCxL.reshape(Q * C, L), prompts.rest_lengths_QxC.reshape(Q * C)
-    if prompts.prefix_QxP.shape[1] == 0:
-        return prefill(decoder, params, tokens_BxL, lengths_B).last_PxD.reshape(Q, C, -1)
-    prefix = prefill(decoder, params, prompts.prefix_QxP, prompts.prefix_lengths_Q)
-    shared = KeyValues(
-        jnp.repeat(prefix.cache.keys, C, axis=1),
-        jnp.repeat(prefix.cache.values, C, axis=1),
-        jnp.repeat(prefix.cache.positions_BxL, C, axis=0),
-    )
-    seen_BxLxP = jnp.broadcast_to(
-        jnp.repeat(prefix.valid_PxL, C, axis=0)[:, None, :], (Q * C, L, prompts.prefix_QxP.shape[1])
-    )
-    mask = jnp.concatenate([seen_BxLxP, causal_mask(lengths_B, L)], axis=2)
-    positions_BxL = jnp.repeat(prompts.prefix_lengths_Q, C)[:, None] + jnp.arange(L)[None, :]
-    hidden_BxLxD, _ = decoder.forward(params, tokens_BxL, positions_BxL, mask, (shared,))
-    last_BxD = jnp.take_along_axis(hidden_BxLxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    return last_BxD.reshape(Q, C, -1)
+    Q, P = prompts.prefix_QxP.shape
+    places_B = jnp.concatenate([part.places_B for part in prompts.parts])
+    documents = len(places_B) // Q
+    prefix = prefill(decoder, params, prompts.prefix_QxP, prompts.prefix_lengths_Q) if P else None
+
+    def of_part(part: Part[Array]) -> Array:
+        if prefix is None:
+            return prefill(decoder, params, part.tokens_BxL, part.lengths_B).last_PxD
+        B, L = part.tokens_BxL.shape
+        query_B = part.places_B // documents
+        shared = KeyValues(
+            prefix.cache.keys[:, query_B], prefix.cache.values[:, query_B], prefix.cache.positions_BxL[query_B]
+        )
+        seen_BxLxP = jnp.broadcast_to(prefix.valid_PxL[query_B][:, None, :], (B, L, P))
+        mask = jnp.concatenate([seen_BxLxP, causal_mask(part.lengths_B, L)], axis=2)
+        positions_BxL = prefix.lengths_P[query_B][:, None] + jnp.arange(L)[None, :]
+        hidden_BxLxD, _ = decoder.forward(params, part.tokens_BxL, positions_BxL, mask, (shared,))
+        return jnp.take_along_axis(hidden_BxLxD, (part.lengths_B - 1)[:, None, None], axis=1)[:, 0]
+
+    last_BxD = jnp.concatenate([of_part(part) for part in prompts.parts])
+    return last_BxD[jnp.argsort(places_B)].reshape(Q, documents, -1)
 
 
 def answer_log_probs(decoder: Decoder, params: Params, last_QxCxD: Array, answer_ids: tuple[int, int]) -> Array:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import grain
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from prorank_jax.config import RunConfig, ScoreConfig
@@ -22,13 +21,17 @@ from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, own_rows, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, everywhere, own_rows, split_rows
 from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState, Watch, open_state
-from prorank_jax.scoring.batches import GroupBatch, agreed, group_batch, prompt_tokens
+from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
+from prorank_jax.scoring.layout import choose_layout, fits, split, widest
 from prorank_jax.scoring.step import make_step
+
+_SAMPLE = 16
+"""Steps whose prompts the layout of the batches is chosen by."""
 
 HEADLINE = ("loss", "top1_accuracy", "margin", METRIC)
 
@@ -89,11 +92,12 @@ def train_score(
     step = make_step(decoder, prompt, config, optimizer, mesh)
     base = params if config.lora or config.anchor else None
     own = own_rows(mesh, config.queries_per_step)
+    documents, longest = config.documents_per_query, prompt.max_length
+    units = mesh.shape["data"] * config.accumulation
+    own_units = units * len(own) // config.queries_per_step
 
-    def make(number: int) -> GroupBatch[np.ndarray]:
-        first = (number - 1) * config.queries_per_step
-        drawn = [groups[first + row] for row in range(own.start, own.stop)]
-        return group_batch(drawn, prompt, config.documents_per_query)
+    def make(number: int) -> EncodedGroups:
+        return _encoded(groups, prompt, number, config.queries_per_step, own)
 
     def measure(learnt: Params) -> float:
         assert development is not None
@@ -111,16 +115,19 @@ def train_score(
 
     if _ended(config, done, checkpoints):
         return result(state)
+    sample = [_encoded(groups, prompt, number, config.queries_per_step) for number in range(1, _SAMPLE + 1)]
+    layout = choose_layout([unit for drawn in sample for unit in split(drawn.prompts, units)], documents, longest)
     watch = Watch("score", checkpoints)
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
         if development is not None and not read_metrics(folder / FILE_NAME):
             writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
-        for number, own_batch in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
-            batch = agreed(own_batch, prompt.pad_id)
+        for number, drawn in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
+            taken = layout if everywhere(fits(drawn.prompts, documents, layout, own_units)) else widest(longest)
+            batch = group_batch(drawn, documents, taken, own_units, prompt.pad_id)
             state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
             watch.add(number, metrics)
-            tokens += prompt_tokens(batch)
+            tokens += drawn.tokens
             last = number == config.steps
             measured = config.dev is not None and (last or number % config.dev.every == 0)
             if last or measured or number % config.log_every == 0:
@@ -135,6 +142,14 @@ def train_score(
             if measured and _ended(config, number, checkpoints):
                 break
     return result(state)
+
+
+def _encoded(
+    groups: "grain.MapDataset[Group]", prompt: Prompt, number: int, queries: int, rows: range | None = None
+) -> EncodedGroups:
+    """The groups of a step, or those of its rows that are asked for."""
+    first = (number - 1) * queries
+    return encode_groups([groups[first + row] for row in rows or range(queries)], prompt)
 
 
 def _ended(config: ScoreConfig, number: int, checkpoints: Checkpoints) -> bool:

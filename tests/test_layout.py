@@ -1,0 +1,115 @@
+"""How prompts lie in arrays: prefixes shared exactly, rests in parts of like length, one layout that pays for a run."""
+
+import numpy as np
+import pytest
+
+from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange, choose_layout, fits, widest
+
+PAD = 99
+
+
+def joined(prompts: GroupPrompts[np.ndarray], documents: int, units: int = 1) -> list[list[list[int]]]:
+    """The whole prompts again, padding left out; a place without a prompt has one token of padding."""
+    queries = len(prompts.prefix_QxP) // units
+    found: dict[tuple[int, int], list[int]] = {}
+    for part in prompts.parts:
+        rows = len(part.places_B) // units
+        for row, (tokens, length, place) in enumerate(zip(*part, strict=True)):
+            query = row // rows * queries + place // documents
+            prefix = prompts.prefix_QxP[query, : prompts.prefix_lengths_Q[query]]
+            assert (tokens[length:] == PAD).all()
+            assert (query, place % documents) not in found, "two rows in one place"
+            found[query, place % documents] = [*prefix.tolist(), *tokens[:length].tolist()]
+    return [[found[query, place] for place in range(documents)] for query in range(queries * units)]
+
+
+def test_what_a_group_has_in_common_stands_once():
+    common = list(range(40))
+    prompts = [[[*common, 50, 51], [*common, 52]], [[*common, 60], [*common, 60, 61, 62]]]
+    laid = arrange(prompts, 2, Layout(40, (8,)), 1, PAD)
+    # Group 1 has 41 tokens in common with a prompt of 41: the last token stays its own.
+    assert laid.prefix_lengths_Q.tolist() == [40, 40] and laid.prefix_QxP.shape == (2, 40)
+    [part] = laid.parts
+    # The longest first; of equal ones the first.
+    assert part.places_B.tolist() == [3, 0, 1, 2] and part.lengths_B.tolist() == [3, 2, 1, 1]
+    assert joined(laid, 2) == prompts
+    assert {array.dtype for array in (*laid[:2], *part)} == {np.dtype(np.int32)}
+    shorter = arrange(prompts, 2, Layout(16, (32,)), 1, PAD)
+    assert shorter.prefix_lengths_Q.tolist() == [16, 16] and joined(shorter, 2) == prompts
+
+
+def test_rows_of_like_length_lie_in_one_part():
+    prompts = [[[q, *range(length)] for length in (3, 9, 1, 6)] for q in (50, 60)]
+    laid = arrange(prompts, 4, Layout(0, (10, 7, 4, 2)), 1, PAD)
+    assert [part.lengths_B.tolist() for part in laid.parts] == [[10, 10], [7, 7], [4, 4], [2, 2]]
+    assert [part.tokens_BxL.shape for part in laid.parts] == [(2, 10), (2, 7), (2, 4), (2, 2)]
+    assert joined(laid, 4) == prompts
+
+
+def test_units_are_laid_out_one_behind_the_other():
+    prompts = [[[q, *range(length)] for length in (2, 8)] for q in (50, 60, 70, 80)]
+    laid = arrange(prompts, 2, Layout(8, (10, 4)), 2, PAD)
+    # Rows and places of the first two groups, then of the other two.
+    assert [part.places_B.tolist() for part in laid.parts] == [[1, 3, 1, 3], [0, 2, 0, 2]]
+    assert joined(laid, 2, units=2) == prompts
+
+
+def test_places_without_a_prompt_are_one_token_of_padding():
+    laid = arrange([[[1, 2, 3]], []], 3, Layout(0, (8,)), 1, PAD)
+    assert joined(laid, 3) == [[[1, 2, 3], [PAD], [PAD]], [[PAD], [PAD], [PAD]]]
+
+
+def test_a_layout_has_room_or_not():
+    prompts = [[[1, 2, 3, 4, 5], [1, 2, 3, 6]], [[7, 8, 9, 9], [7, 9]]]
+    # Behind 2 tokens: rests of 3, 2, 3 (cut behind 1), 1.
+    assert fits(prompts, 2, Layout(2, (3, 2)), 1)
+    assert not fits(prompts, 2, Layout(2, (3, 1)), 1)
+    assert not fits(prompts, 2, Layout(2, (2, 2)), 1)
+    # Each unit has a part of each width to itself: 3 and 2; 3 and 1.
+    assert fits(prompts, 2, Layout(2, (3, 2)), 2)
+    assert not fits(prompts, 2, Layout(2, (3, 1)), 2)
+    assert fits(prompts, 2, widest(5), 2) and not fits(prompts, 2, widest(4), 2)
+
+
+def of_lengths(prefix: int, *lengths: int) -> list[list[int]]:
+    return [[*range(1000, 1000 + prefix), 10 + place, *range(length - 1)] for place, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("group", "layout"),
+    [
+        # Nothing in common, one length: one part, as wide as it is, in eights.
+        (of_lengths(0, 20, 20, 20, 20), Layout(0, (24,))),
+        # 40 tokens once instead of four times.
+        (of_lengths(40, 20, 20, 20, 20), Layout(40, (24,))),
+        # A prefix of 8 leaves rests of 16 as wide as 20 was: 8 + 4 * 16 is less than 4 * 24.
+        (of_lengths(8, 12, 12, 12, 12), Layout(8, (16,))),
+        # Of a single document nothing is shared, as it saves nothing.
+        (of_lengths(16, 8), Layout(0, (24,))),
+        # Two parts of two lengths; four of four.
+        (of_lengths(0, 96, 96, 16, 16), Layout(0, (96, 16))),
+        (of_lengths(0, 96, 64, 32, 8), Layout(0, (96, 64, 32, 8))),
+        # A part more would save a tenth at most.
+        (of_lengths(0, 96, 96, 88, 88), Layout(0, (96,))),
+        # No wider than the longest prompt that there is.
+        (of_lengths(0, 98, 98, 98, 98), Layout(0, (98,))),
+    ],
+)
+def test_the_layout_of_a_run_takes_the_fewest_tokens(group, layout):
+    assert choose_layout([[group]], len(group), 98) == layout
+
+
+def test_the_layout_has_room_for_all_that_it_was_chosen_by():
+    rng = np.random.default_rng(0)
+    units = [[of_lengths(rng.integers(0, 40), *rng.integers(1, 200, 8)) for _ in range(4)] for _ in range(5)]
+    layout = choose_layout(units, 8, 240)
+    assert len(layout.widths) == 4 and layout.widths[0] > layout.widths[3]
+    assert layout.tokens(4, 8) < 0.8 * widest(240).tokens(4, 8)
+    for unit in units:
+        assert fits(unit, 8, layout, 1)
+        assert joined(arrange(unit, 8, layout, 1, PAD), 8) == unit
+
+
+def test_rows_that_do_not_divide_lie_in_one_part():
+    units = [[of_lengths(0, 96, 16, 16)]]
+    assert choose_layout(units, 3, 98) == Layout(0, (96,))
