@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import Prorank
 from test_other_rerankers import LABELLED, SPACED, TASK_LAST, reranker_folder
+from transformers import PreTrainedTokenizerFast
 
 from prorank_jax import teacher
 from prorank_jax.config import PromptConfig
@@ -325,10 +326,15 @@ def test_a_score_that_is_not_finite_is_refused_with_its_line(quick: Quick, tmp_p
 NO_YES, ZERO_ONE, CAT_DOG = (2152, 9693), (15, 16), (4616, 18457)  # of Qwen2.5's tokenizer
 
 
-def qwen_prompt(qwen_folder: Path, template: str, answer_ids: tuple[int, int]) -> Prompt:
-    tokenizer = load_tokenizer(qwen_folder)
-    tokenizer.chat_template = template
-    return build_prompt(tokenizer, PromptConfig(max_length=512), place="teacher", answer_ids=answer_ids)
+@pytest.fixture(scope="module")
+def own_qwen(qwen_folder: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer whose template these tests may change."""
+    return load_tokenizer(qwen_folder)
+
+
+def qwen_prompt(own_qwen: PreTrainedTokenizerFast, template: str, answer_ids: tuple[int, int]) -> Prompt:
+    own_qwen.chat_template = template
+    return build_prompt(own_qwen, PromptConfig(max_length=512), place="teacher", answer_ids=answer_ids)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +356,10 @@ def qwen_prompt(qwen_folder: Path, template: str, answer_ids: tuple[int, int]) -
         (LABELLED.replace("Say yes or no", "Say cat, not yes or no"), CAT_DOG),
     ],
 )
-def test_answers_that_fit_their_template(qwen_folder: Path, template: str, answer_ids: tuple[int, int]) -> None:
-    check_answers(qwen_prompt(qwen_folder, template, answer_ids), "teacher")
+def test_answers_that_fit_their_template(
+    own_qwen: PreTrainedTokenizerFast, template: str, answer_ids: tuple[int, int]
+) -> None:
+    check_answers(qwen_prompt(own_qwen, template, answer_ids), "teacher")
 
 
 @pytest.mark.parametrize(
@@ -363,16 +371,18 @@ def test_answers_that_fit_their_template(qwen_folder: Path, template: str, answe
         (LABELLED.replace("yes or no", "TRUE or False"), ZERO_ONE, "the template asks for 'false' or 'true'"),
     ],
 )
-def test_answers_that_do_not(qwen_folder: Path, template: str, answer_ids: tuple[int, int], told: str) -> None:
+def test_answers_that_do_not(
+    own_qwen: PreTrainedTokenizerFast, template: str, answer_ids: tuple[int, int], told: str
+) -> None:
     with pytest.raises(InputError) as error:
-        check_answers(qwen_prompt(qwen_folder, template, answer_ids), "teacher")
+        check_answers(qwen_prompt(own_qwen, template, answer_ids), "teacher")
     assert str(error.value).startswith("teacher: the answer tokens ") and told in str(error.value)
     assert str(error.value).endswith("; name the tokens of these, or mend chat_template.jinja")
 
 
-def test_texts_are_no_part_of_the_template(qwen_folder: Path, pairs: list[tuple[str, str]]) -> None:
+def test_texts_are_no_part_of_the_template(own_qwen: PreTrainedTokenizerFast) -> None:
     """The sentinels that stand for query and document are left out of its words."""
-    prompt = qwen_prompt(qwen_folder, TASK_LAST, (dict(load_tokenizer(qwen_folder).get_vocab())["slot"],) * 2)
+    prompt = qwen_prompt(own_qwen, TASK_LAST, (own_qwen.get_vocab()["slot"],) * 2)
     with pytest.raises(InputError, match="are 'slot' and 'slot', and the template asks for '0' or '1'"):
         check_answers(prompt, "teacher")
 
