@@ -56,8 +56,8 @@ WORLDS = {
         max_length=108,
         depth=30,
         test_depth=30,
-        warmup={"steps": 100, "prompts_per_step": 32, "optimizer": {"learning_rate": 5e-4}},
-        score={"steps": 80, "queries_per_step": 16, "documents_per_query": 6, "optimizer": {"learning_rate": 1e-3}},
+        warmup={"steps": 300, "prompts_per_step": 32, "optimizer": {"learning_rate": 5e-4}},
+        score={"steps": 40, "queries_per_step": 16, "documents_per_query": 6, "optimizer": {"learning_rate": 1e-3}},
         selection={},
     ),
     "nfcorpus": World(

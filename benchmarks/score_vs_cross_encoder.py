@@ -119,7 +119,8 @@ def serve_ours(turns: Turns, work: Work) -> None:
     from prorank_jax.runtime.mesh import make_mesh, shardings, split_rows
     from prorank_jax.runtime.optimizer import make_optimizer
     from prorank_jax.runtime.training import TrainState
-    from prorank_jax.scoring.batches import group_batch
+    from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
+    from prorank_jax.scoring.layout import choose_layout, fits, widest
     from prorank_jax.scoring.step import make_step
 
     pretrained = load_pretrained(work.folder)
@@ -141,22 +142,32 @@ def serve_ours(turns: Turns, work: Work) -> None:
 
     state = jax.jit(init, out_shardings=shardings(mesh, jax.eval_shape(init, pretrained.params)))(pretrained.params)
     step = make_step(Decoder(pretrained.config), prompt, config, optimizer, mesh)
+
+    def encoded(rows: list[Row]) -> EncodedGroups:
+        return encode_groups([Group(*row, targets(work.loss, row.labels)) for row in rows], prompt)
+
+    # As the stage does, by the first batches of the stream.
+    layout = choose_layout([encoded(rows).prompts for rows in work.batches[:16]], DOCUMENTS, MAX_LENGTH)
     for rows in work.batches:
         turns.begin()
-        groups = [Group(*row, targets(work.loss, row.labels)) for row in rows]
-        batch = group_batch(groups, prompt, DOCUMENTS)
+        groups = encoded(rows)
+        taken = layout if fits(groups.prompts, DOCUMENTS, layout, 1) else widest(MAX_LENGTH)
+        batch = group_batch(groups, DOCUMENTS, taken, 1, prompt.pad_id)
         state, metrics = step(state, None, split_rows(mesh, batch, QUERIES))
         jax.block_until_ready(state)
         turns.end()
-        prefix_QxP, prefix_lengths_Q, rest_QxCxL, rest_lengths_QxC = (array.tolist() for array in batch.prompts)
-        prompts = [
-            (*prefix[:shared], *rest[:own])
-            for prefix, shared, rests, lengths in zip(
-                prefix_QxP, prefix_lengths_Q, rest_QxCxL, rest_lengths_QxC, strict=True
-            )
-            for rest, own in zip(rests, lengths, strict=True)
-        ]
-        answer(turns, prompts, float(metrics["loss"]))
+        answer(turns, laid_out(batch.prompts), float(metrics["loss"]))
+
+
+def laid_out(prompts: Any) -> Prompts:
+    """The ids of each prompt in the arrays, query by query: what the step was given, put together again."""
+    found: dict[int, tuple[int, ...]] = {}
+    for part in prompts.parts:
+        for tokens, length, place in zip(part.tokens_BxL.tolist(), part.lengths_B, part.places_B.tolist(), strict=True):
+            query = place // DOCUMENTS
+            prefix = prompts.prefix_QxP[query, : prompts.prefix_lengths_Q[query]].tolist()
+            found[place] = (*prefix, *tokens[:length])
+    return [found[place] for place in range(QUERIES * DOCUMENTS)]
 
 
 def targets(loss: str, labels: tuple[float, ...]) -> tuple[float, ...]:
