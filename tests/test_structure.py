@@ -22,7 +22,19 @@ LAYERS = [
         *("data.", "runtime.", "model.", "warmup.", "scoring."),
         *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "card", "export"),
     ],
-    ["train", "demo.", "reranker", "evaluate", "teacher", "report", "plan", "doctor", "warmup.stage", "scoring.stage"],
+    [
+        "train",
+        "demo.",
+        "reranker",
+        "evaluate",
+        "teacher",
+        "report",
+        "plan",
+        "doctor",
+        "warmup.stage",
+        "scoring.stage",
+        "scoring.development",
+    ],
     ["cli"],
 ]
 ONLY_IN = {

@@ -135,7 +135,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             for number, raw in enumerate(lines, start=1):
                 place = f"{file}:{number}"
                 try:
-                    line = raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
+                    line = raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise InputError(
                         f"{place}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
@@ -275,9 +275,7 @@ def _numbers(place: str, name: str, value: Any, of: str, count: int) -> list[flo
 
 def _number(place: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(
-            f"{place}: {name}={shown(value)} is not a number; write one without quotes, 1 and 0 for labels"
-        )
+        raise InputError(f"{place}: {name}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
     if not (math.isfinite(value) and abs(value) <= _LARGEST):
         raise InputError(f"{place}: {name}={shown(value)} is not finite in 32 bits; mend it or leave the row out")
     return float(value)
