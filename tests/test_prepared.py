@@ -1,0 +1,298 @@
+"""Prepared rows: which groups there are, when they are prepared again, and what is drawn from them."""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prorank_jax.config import DataConfig
+from prorank_jax.data import prepared
+from prorank_jax.data.examples import Example, Group, JudgedSource
+from prorank_jax.data.mixture import open_mixture
+from prorank_jax.data.prepared import PreparedFolder, RowSource, Target, open_prepared, prepare
+from prorank_jax.errors import InputError
+
+RNG = np.random.default_rng
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def pointwise(*rows: tuple[str, str, float]) -> list[dict[str, Any]]:
+    return [{"query": query, "document": document, "label": label} for query, document, label in rows]
+
+
+def made(file: Path, single: bool = False, positives_only: bool = True) -> PreparedFolder:
+    return prepare(file, file.parent / "out", single=single, positives_only=positives_only)
+
+
+def all_groups(folder: PreparedFolder) -> list[Group]:
+    source = RowSource(folder, "label", "rows")
+    return [source.draw(index, RNG(0), 100) for index in range(len(source))]
+
+
+ROWS = pointwise(("q", "a", 1), ("q", "b", 0), ("r", "c", 1), ("q", "d", 2), ("q", "e", 0))
+
+
+def test_consecutive_rows_of_a_query_are_a_group(tmp_path: Path):
+    folder = made(write(tmp_path / "rows.jsonl", ROWS))
+    assert (folder.rows, folder.groups, folder.skipped, folder.scored) == (5, 3, 0, False)
+    # Not sorted: the second run of "q" is a group of its own.
+    assert [(group.query, group.documents, group.labels) for group in all_groups(folder)] == [
+        ("q", ("a", "b"), (1.0, 0.0)),
+        ("r", ("c",), (1.0,)),
+        ("q", ("d", "e"), (2.0, 0.0)),
+    ]
+
+
+def test_another_instruction_is_another_group(tmp_path: Path):
+    rows = pointwise(("q", "a", 1), ("q", "b", 1))
+    rows[1]["instruction"] = "Judge."
+    folder = made(write(tmp_path / "rows.jsonl", rows))
+    assert [(group.documents, group.instruction) for group in all_groups(folder)] == [
+        (("a",), None),
+        (("b",), "Judge."),
+    ]
+    assert folder.longest_instruction == "Judge."
+
+
+def test_single_makes_a_group_of_each_document(tmp_path: Path):
+    listwise = [
+        {"query": "q", "documents": ["a", "b"], "scores": [2, -3]},
+        {"query": "q", "documents": ["c"], "scores": [1]},
+    ]
+    folder = made(write(tmp_path / "rows.jsonl", listwise), single=True, positives_only=False)
+    assert [(group.documents, group.labels) for group in all_groups(folder)] == [
+        (("a",), (1.0,)),
+        (("b",), (0.0,)),
+        (("c",), (1.0,)),
+    ]
+    assert RowSource(folder, "score", "rows").draw(1, RNG(0), 1).targets == (-3.0,)
+
+
+def test_rows_of_other_shapes_are_groups_as_they_are(tmp_path: Path):
+    triple = {"query": "q", "pos": "a", "neg": ["b"]}
+    folder = made(write(tmp_path / "rows.jsonl", [triple, triple]))
+    assert [group.documents for group in all_groups(folder)] == [("a", "b")] * 2
+
+
+def test_groups_go_into_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepared, "SHARD_GROUPS", 4)
+    folder = made(write(tmp_path / "rows.jsonl", pointwise(*((f"q{i}", f"d{i}", 1) for i in range(10)))))
+    assert [shard.groups for shard in folder.shards] == [4, 4, 2]
+    assert [group.query for group in all_groups(folder)] == [f"q{i}" for i in range(10)]
+
+
+def test_a_query_with_too_many_rows_becomes_several_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepared, "MOST_DOCUMENTS", 3)
+    folder = made(write(tmp_path / "rows.jsonl", pointwise(*(("q", f"d{i}", 1) for i in range(7)))))
+    assert [len(group.documents) for group in all_groups(folder)] == [3, 3, 1]
+
+
+def test_groups_without_a_positive_are_counted_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = write(tmp_path / "rows.jsonl", pointwise(("q", "a", 0), ("r", "b", 1), ("s", "c", -1)))
+    with caplog.at_level(logging.WARNING):
+        folder = made(file)
+    assert caplog.messages == [f"{file}: 2 of 3 groups have no relevant document and are skipped"]
+    assert (folder.groups, folder.skipped) == (1, 2)
+    kept = prepare(file, tmp_path / "kept", single=False, positives_only=False)
+    assert (kept.groups, kept.skipped, kept.without_positive) == (3, 0, 2)
+    nothing = write(tmp_path / "none.jsonl", pointwise(("q", "a", 0), ("r", "b", 0)))
+    with pytest.raises(InputError) as caught:
+        made(nothing)
+    assert str(caught.value) == (
+        f"{nothing}: none of its 2 groups has a relevant document (a label above 0); give each query one, "
+        "or learn from scores (data.target)"
+    )
+
+
+def fail(*_: object) -> Any:
+    raise AssertionError("prepared again")
+
+
+def test_a_finished_preparation_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    folder = made(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_write", fail)
+        assert made(file) == folder == open_prepared(tmp_path / "out")
+        # What it was made of, or how, has changed.
+        with pytest.raises(AssertionError, match="prepared again"):
+            made(file, single=True)
+    made(file)
+    write(file, [*ROWS[:4], *pointwise(("q", "f", 0))])
+    os.utime(file, ns=(1, 1))
+    assert all_groups(made(file))[-1].documents == ("d", "f")
+
+
+def test_an_interrupted_preparation_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write(tmp_path / "rows.jsonl", pointwise(*((f"q{i}", "d", 1) for i in range(10))))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "SHARD_GROUPS", 2)
+        patch.setattr(prepared, "write_atomically", fail)
+        with pytest.raises(AssertionError):
+            made(file)
+    assert len(list((tmp_path / "out").glob("groups-*"))) == 5
+    with pytest.raises(InputError, match="holds no prepared.json of this version; remove the folder"):
+        open_prepared(tmp_path / "out")
+    assert made(file).groups == 10
+    # Nothing is left of the five files.
+    assert [path.name for path in (tmp_path / "out").glob("groups-*")] == ["groups-00000.array_record"]
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path):
+    folder = made(write(tmp_path / "rows.jsonl", ROWS))
+    file = tmp_path / "out" / folder.shards[0].file
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="is not the file that prepared.json lists; remove the folder"):
+        open_prepared(tmp_path / "out")
+
+
+def test_one_process_prepares_while_another_waits(tmp_path: Path):
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "out").mkdir()
+    with prepared._alone(tmp_path / "out"):
+        waiting = multiprocessing.get_context("spawn").Process(target=made, args=(file,))
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive() and not (tmp_path / "out" / "prepared.json").exists()
+    waiting.join(60)
+    assert waiting.exitcode == 0 and (tmp_path / "out" / "prepared.json").exists()
+
+
+# What is drawn.
+
+SCORES = (3.0, 1.0, 0.5, -2.0, -4.0)
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> PreparedFolder:
+    row = {"query": "q", "documents": list("abcde"), "labels": [0, 1, 0, 2, 0], "scores": SCORES}
+    return made(write(tmp_path / "rows.jsonl", [row]))
+
+
+def test_labels_draw_a_relevant_and_an_irrelevant_document_first(scored: PreparedFolder):
+    source, rng, seen = RowSource(scored, "label", "rows"), RNG(0), Counter[str]()
+    for _ in range(200):
+        group = source.draw(0, rng, 3)
+        assert group.labels == group.targets and len(set(group.documents)) == 3
+        assert group.labels[0] > 0 and group.labels[1] == 0
+        seen.update(group.documents)
+        assert source.draw(0, rng, 1).documents[0] in "bd"
+    assert set(seen) == set("abcde")
+    assert source.draw(0, rng, 5).documents == tuple("abcde")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("score", SCORES),
+        # 1 / (1 + exp(-s))
+        ("sigmoid", (0.9525741, 0.7310586, 0.6224593, 0.1192029, 0.0179862)),
+        # exp(s) over the sum of all five, which is 20.08554 + 2.71828 + 1.64872 + 0.13534 + 0.01832 = 24.60619
+        ("softmax", (0.8162798, 0.1104715, 0.0670043, 0.0055001, 0.0007444)),
+    ],
+)
+def test_targets_of_a_teacher(scored: PreparedFolder, target: Target, expected: tuple[float, ...]):
+    source = RowSource(scored, target, "rows")
+    assert source.draw(0, RNG(0), 5).targets == pytest.approx(expected, abs=1e-6)
+    drawn = set()
+    for seed in range(60):
+        group = source.draw(0, RNG(seed), 2)
+        places = ["abcde".index(document) for document in group.documents]
+        drawn.add(tuple(sorted(places)))
+        assert group.labels == tuple([0.0, 1.0, 0.0, 2.0, 0.0][place] for place in places)
+        if target == "softmax":
+            # Among the two that were drawn, and not the five: the sum is 1.
+            gap = SCORES[places[0]] - SCORES[places[1]]
+            assert group.targets == pytest.approx((1 / (1 + np.exp(-gap)), 1 / (1 + np.exp(gap))))
+        else:
+            assert group.targets == pytest.approx([expected[place] for place in places], abs=1e-6)
+    # Any two, two irrelevant ones included.
+    assert len(drawn) == 10
+
+
+def test_large_scores_do_not_overflow(tmp_path: Path):
+    row = {"query": "q", "documents": ["a", "b"], "scores": [3e38, -3e38]}
+    folder = made(write(tmp_path / "rows.jsonl", [row]))
+    targets: tuple[Target, ...] = ("sigmoid", "softmax")
+    for target in targets:
+        assert RowSource(folder, target, "rows").draw(0, RNG(0), 2).targets == (1.0, 0.0)
+
+
+def test_pairs_have_what_the_group_has(scored: PreparedFolder, tmp_path: Path):
+    source = RowSource(scored, "score", "rows")
+    seen = {source.pair(0, RNG(seed)) for seed in range(60)}
+    assert seen == {(Example("q", left, 1), Example("q", right, 0)) for left in "bd" for right in "ace"}
+    lone = prepare(
+        write(tmp_path / "lone.jsonl", pointwise(("q", "a", 1))), tmp_path / "lone", single=False, positives_only=True
+    )
+    assert RowSource(lone, "label", "rows").pair(0, RNG(0)) == (Example("q", "a", 1), None)
+
+
+def test_a_target_without_scores_is_refused(tmp_path: Path):
+    folder = made(write(tmp_path / "rows.jsonl", ROWS))
+    with pytest.raises(InputError) as caught:
+        RowSource(folder, "softmax", "rows.jsonl")
+    assert str(caught.value) == (
+        "rows.jsonl: target=softmax: its rows have no scores (query, document, label); "
+        "score them with `prorank data score`, or use target=label"
+    )
+
+
+# Sources of a configuration.
+
+
+def opened(tmp_path: Path, single: bool = False, **fields: Any) -> Any:
+    return open_mixture(DataConfig.model_validate(fields), tmp_path / "cache", single=single)
+
+
+def test_a_mixture_opens_each_source_for_what_it_is(tmp_path: Path, tiny_collection: Path):
+    file = write(tmp_path / "rows.jsonl", [*ROWS, {**ROWS[0], "instruction": "Judge."}])
+    made(file)
+    beir = str(tiny_collection / "train")
+    mixture = opened(
+        tmp_path, path=beir, weight=3, mix=[{"path": str(file)}, {"path": str(tmp_path / "out"), "weight": 0.5}]
+    )
+    assert [type(source) for source in mixture.sources] == [JudgedSource, RowSource, RowSource]
+    assert mixture.weights == (3.0, 1.0, 0.5)
+    assert mixture.instructions == ("Judge.", "Judge.")
+    [cached] = (tmp_path / "cache").iterdir()
+    assert (cached / "prepared.json").is_file()
+    elsewhere = opened(tmp_path, path=str(file), cache=str(tmp_path / "elsewhere"))
+    assert elsewhere.sources[0].prepared.folder.parent == tmp_path / "elsewhere"
+
+
+def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny_collection: Path):
+    def refusal(single: bool = False, **fields: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            opened(tmp_path, single, **fields)
+        return str(caught.value)
+
+    beir, file = str(tiny_collection / "train"), str(write(tmp_path / "rows.jsonl", ROWS))
+    assert refusal(path=beir, target="score") == (
+        f"config: data.target=score: {beir} is a BEIR folder, which has judgements and no scores; use target=label"
+    )
+    assert refusal(path=beir, mix=[{"path": file, "found_only": True}]) == (
+        f"config: data.mix.0.found_only=True: is for BEIR folders, and {file} is none; leave it out"
+    )
+    made(Path(file), positives_only=False)
+    out = str(tmp_path / "out")
+    assert refusal(path=out, single=True) == (
+        f"config: data.path={out}: was prepared for score.documents_per_query of 2 or more, "
+        "and the stage asks for 1; give the files that it was prepared from"
+    )
+    made(write(Path(file), pointwise(("q", "a", 1), ("r", "b", 0))), positives_only=False)
+    assert refusal(path=out) == (
+        f"config: data.target=label: 1 groups of {out} have no relevant document, as it was prepared for scores; "
+        "give the files that it was prepared from"
+    )
+    assert "no such file; give a BEIR folder" in refusal(path=str(tmp_path / "absent.jsonl"))
