@@ -15,8 +15,9 @@ from jax.sharding import AxisType, Mesh
 from prorank_jax.config import GrpoConfig, PromptConfig, RunConfig, SupervisedConfig, parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates
-from prorank_jax.data.examples import Pairs, Selection
+from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.loader import pair_batch
+from prorank_jax.data.stream import Pairs, pairs
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
@@ -146,8 +147,8 @@ def parts(tiny_model: Path, tiny_collection: Path) -> Parts:
     pretrained = load_pretrained(tiny_model)
     prompt = load_prompt(pretrained, PromptConfig(max_length=112), "tiny")
     collection = read_beir(tiny_collection / "train", "train")
-    pairs = Pairs.from_collection(collection, candidates(collection, "bm25", 12), Selection())
-    return Parts(settings, Decoder(pretrained.config), pretrained.params, prompt, pairs)
+    source = JudgedSource.from_collection(collection, candidates(collection, "bm25", 12), Selection())
+    return Parts(settings, Decoder(pretrained.config), pretrained.params, prompt, pairs([source], [1.0], seed=5))
 
 
 def settings(parts: Parts, **warmup: Any) -> RunConfig:
@@ -191,7 +192,8 @@ def test_completions_are_shown_and_a_reward_that_is_not_a_number_stops_the_run(
     (working_directory / "own_counted.py").write_text(ODD.format(value="1.0"))
     (working_directory / "own_spoilt.py").write_text(ODD.format(value="jnp.nan"))
     weights = {"format": 1, "relevance": 2}
-    sampled = {"group_size": 4, "max_new_tokens": 3, "show_completions_every": 1}
+    # Hot enough that an unusual first token comes within the run, and not in its first two steps.
+    sampled = {"group_size": 4, "max_new_tokens": 3, "show_completions_every": 1, "temperature": 1.3}
     good, spoilt = working_directory / "good", working_directory / "spoilt"
     # Every reward is a flat one, from the fourth row on.
     monkeypatch.setattr(progress, "_FLAT", -1.0)
@@ -227,7 +229,7 @@ def check_shown(parts: Parts, rows: list[Any], shown: list[Any], lines: list[str
     assert [row["step"] for row in shown] == [step for step in range(1, STEPS + 1) for _ in range(2)]
     assert [row["label"] for row in shown] == [1, 0] * STEPS
     for step in range(1, STEPS + 1):
-        batch = pair_batch(parts.pairs, parts.prompt, 16, 3, step - 1)
+        batch = pair_batch(parts.pairs, parts.prompt, range(16 * (step - 1), 16 * step))
         for p in range(2):
             asked = parts.prompt.tokenizer.decode(batch.tokens_PxL[p, : batch.lengths_P[p]])
             assert shown[2 * step - 2 + p]["prompt"] == asked

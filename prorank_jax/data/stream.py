@@ -5,7 +5,7 @@ are interleaved by their weights, to a hundredth of the smallest. Orders and int
 position without a table of them, so that memory does not grow with the number of groups.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -59,7 +59,7 @@ def pairs(sources: Sequence[Source], weights: Sequence[float], seed: int) -> Pai
     return Pairs(_mixed(sources, weights, (seed, _PAIRS), _pair))
 
 
-def batches(make: Callable[[int], T], start: int, stop: int, workers: int) -> Iterator[T]:
+def batches(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
     """Yields `make(step)` for each step from `start` up to `stop`, made ahead by threads.
 
     What is yielded does not depend on the number of workers, and an exception of `make` comes where its batch would.
