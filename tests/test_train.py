@@ -208,23 +208,28 @@ def test_bad_input_is_refused_before_any_work(
 def test_the_selection_of_examples_reaches_both_stages(
     tiny_model: Path, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Seen(Exception):
+        pass
+
     seen: dict[str, Any] = {}
 
-    def stage(name: str) -> Any:
-        def skip(config: Any, decoder: Any, params: Any, prompt: Any, examples: Any, *rest: Any) -> Any:
-            seen[name] = examples
-            return params
+    def pairs(sources: Any, *rest: Any) -> None:
+        seen["warmup"] = sources
 
-        return skip
+    def groups(sources: Any, *rest: Any) -> None:
+        seen["score"] = sources
+        raise Seen
 
-    for name in STAGES:
-        monkeypatch.setattr(f"prorank_jax.train.train_{name}", stage(name))
+    monkeypatch.setattr("prorank_jax.train.pairs", pairs)
+    monkeypatch.setattr("prorank_jax.train.groups", groups)
     tree = settings(tiny_model, tiny_collection)
     tree["data"] |= {"relevant_from": 2, "found_only": True, "random_negatives": 0.5}
-    train(parse_config(tree), tmp_path / "run")
+    with pytest.raises(Seen):
+        train(parse_config(tree), tmp_path / "run")
     for name in STAGES:
-        assert seen[name].random_negatives == 0.5
-        assert {grade for query in seen[name].judged for grade in query.grades} == {2}
+        [source] = seen[name]
+        assert source.random_negatives == 0.5
+        assert {grade for query in source.judged for grade in query.grades} == {2}
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
