@@ -167,7 +167,8 @@ def data_prepare(
     """Write files of rows as ArrayRecord, which training reads by position; training does it by itself too."""
     from prorank_jax.data.prepared import prepare
 
-    prepared = prepare(files, out, single=single, positives_only=not for_scores and not single)
+    positives_only = not for_scores and not single
+    prepared = prepare(files, out, single=single, positives_only=positives_only, remedy="give another --out")
     print(f"{prepared.rows} rows, {prepared.groups} groups, {prepared.skipped} without a positive skipped: {out}")
 
 
@@ -186,7 +187,7 @@ def data_mine(
     relevant_from: Annotated[
         int | None, typer.Option(min=1, help="Lowest judgement of a positive [default: 1].")
     ] = None,
-    scores: Annotated[Path | None, typer.Option(help="Mined and scored file, to drop false negatives from.")] = None,
+    scores: Annotated[str | None, typer.Option(help="Mined and scored rows, to drop false negatives from.")] = None,
     max_score: Annotated[float | None, typer.Option(help="With --scores: highest score of a negative.")] = None,
     teacher_margin: Annotated[
         float | None, typer.Option(help="With --scores: how far a negative must be below the lowest positive.")
@@ -235,7 +236,7 @@ def data_mine(
 
 @data_app.command("score")
 def data_score(
-    file: Annotated[Path, typer.Argument(help="Rows of queries and documents: .jsonl or .jsonl.gz.")],
+    files: Annotated[str, typer.Argument(help="Rows: a file, a folder or pattern of files, or hf://datasets/...")],
     teacher: Annotated[str, typer.Option(help="Reranker folder, Hugging Face hub id, or builtin:tiny.")],
     out: Annotated[Path, typer.Option(help="File to write: .jsonl or .jsonl.gz; one begun before goes on.")],
     batch: Annotated[int | None, typer.Option(min=1, help="Prompts at a time [default: about 8,000 tokens].")] = None,
@@ -243,14 +244,14 @@ def data_score(
     order: Order = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Write a teacher's scores beside the documents of a file."""
+    """Write a teacher's scores beside the documents of files of rows."""
     from prorank_jax.data.jsonl import check_out
     from prorank_jax.reranker import Reranker
     from prorank_jax.teacher import score_file
 
     check_out(out)
     reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order)
-    done = score_file(reranker, file, out, batch_size=batch, show_progress=True)
+    done = score_file(reranker, files, out, batch_size=batch, show_progress=True)
     went_on = f", {done.found} of them scored before" if done.found else ""
     print(f"{done.rows} rows, {done.documents} documents{went_on}: {out}")
 

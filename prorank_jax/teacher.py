@@ -24,7 +24,9 @@ from rich.progress import Progress
 
 from prorank_jax.cross_encoder import LOGIT_SCORE
 from prorank_jax.data.candidates import write_atomically
-from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows, shape_of
+from prorank_jax.data.files import find_files
+from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows
+from prorank_jax.data.rows import shape_of
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Reranker
@@ -46,31 +48,33 @@ class Scored(NamedTuple):
 
 
 def score_file(
-    teacher: Reranker, source: Path, out: Path, *, batch_size: int | None = None, show_progress: bool = False
+    teacher: Reranker, source: str | Path, out: Path, *, batch_size: int | None = None, show_progress: bool = False
 ) -> Scored:
     """Writes the rows of `source` to `out` with the teacher's scores beside their documents.
 
     `document` gets `score`; `pos` and `neg` get `pos_scores` and `neg_scores`; `documents` get `scores`. Scores that
-    are there already are replaced, and all else is kept.
+    are there already are replaced, and all else is kept (of Parquet, what a row of training data may have).
 
     Args:
+      source: what `files.find_files` takes.
       batch_size: as `Reranker.predict`.
 
     Raises:
-      InputError: `source` is not a file of rows, the teacher's answers are not its template's, `out` was begun with
+      InputError: `source` is not files of rows, the teacher's answers are not its template's, `out` was begun with
         something else, or a score is not finite.
     """
     check_out(out)
     named = Path(teacher.prompt.place) / LOGIT_SCORE / "config.json"
     check_answers(teacher.prompt, str(named) if named.exists() else teacher.prompt.place)
-    if out.exists() and source.exists() and out.samefile(source):
+    files = find_files(source)
+    if out.exists() and any(out.samefile(file) for file in files):
         raise InputError(f"{out}: is the input as well; give another --out")
     rows, documents = _count(source, teacher.prompt)
     made_of = {
         "--batch": batch_size,
         "--max-length": teacher.max_length,
         "--dtype": teacher.dtype,
-        "the input": _sha256_of_file(source),
+        "the input": _sha256_of_files(files),
         "the teacher": _sha256_of_teacher(teacher),
         "chunks": _CHUNK,
     }
@@ -168,8 +172,8 @@ class _Part:
         write_atomically(self.record, json.dumps(record, indent=2) + "\n")
 
 
-def _count(source: Path, prompt: Prompt) -> tuple[int, int]:
-    """Rows and documents of a file; reads it whole, so that a bad line is told before any work."""
+def _count(source: str | Path, prompt: Prompt) -> tuple[int, int]:
+    """Rows and documents of the input; reads it whole, so that a bad line is told before any work."""
     rows = documents = 0
     told = False
     for place, row in read_rows(source):
@@ -202,7 +206,7 @@ def _chunks(rows: Iterable[Placed], skip: int) -> Iterator[list[Placed]]:
 
 def _documents(row: Row, place: str) -> list[str]:
     """The documents of a row, one field's behind the other's."""
-    fields = shape_of(row, place)
+    fields = shape_of(place, row)
     return [row["document"]] if fields == ("document",) else [text for field in fields for text in row[field]]
 
 
@@ -239,7 +243,7 @@ def _scored(teacher: Reranker, chunk: Sequence[Placed], batch_size: int | None) 
 
 def _beside(row: Row, place: str, scores: list[float]) -> Row:
     """The row with its scores, in the order of `_documents`."""
-    fields = shape_of(row, place)
+    fields = shape_of(place, row)
     if fields == ("document",):
         return row | {"score": scores[0]}
     if fields == ("documents",):
@@ -248,9 +252,13 @@ def _beside(row: Row, place: str, scores: list[float]) -> Row:
     return row | {"pos_scores": scores[:positives], "neg_scores": scores[positives:]}
 
 
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256_of_files(paths: Sequence[Path]) -> str:
+    """Of what each holds, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _sha256_of_teacher(teacher: Reranker) -> str:

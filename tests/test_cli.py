@@ -101,7 +101,7 @@ def test_wrong_arguments(refused: Callable[..., str], arguments: list[str], told
         ("prompt.max_length=16", "prompt.max_length=16: the template takes"),
         ("prompt.answers=['10', '0']", "of the answer '10', not one token behind the prompt"),
         ("prompt.template=no.jinja", "no.jinja: cannot be read (No such file or directory)"),
-        ("data.path=no/such", "'no/such': no such folder; give a BEIR folder"),
+        ("data.path=no/such", "'no/such': no such folder; give files of rows"),
         ("data.split=dev", "no split 'dev'; the splits are train"),
         ("data.candidates=run.trec", "'run.trec': no such file"),
         ("model.base=./no/model", "./no/model: no such model folder"),

@@ -140,6 +140,10 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             "label=1e+39 is not finite in 32 bits; mend it or leave the row out",
         ),
         (
+            f'{{"query": "q", "document": "a", "label": 1{"0" * 400}}}',
+            f"label=1{'0' * 59}... is not finite in 32 bits; mend it or leave the row out",
+        ),
+        (
             '{"query": "q", "documents": ["a", "b"], "scores": [1, -Infinity]}',
             "scores[1]=-inf is not finite in 32 bits; mend it or leave the row out",
         ),
@@ -198,7 +202,7 @@ def refusal(path: Path | str) -> str:
 
 def test_bad_files_are_refused(tmp_path: Path):
     empty = write(tmp_path / "empty.jsonl", [])
-    assert refusal(empty) == f"{empty}: is empty; write rows of {SHAPES.removeprefix('a row has ')}"
+    assert refusal(empty) == f"{empty}: holds no row; write rows of {SHAPES.removeprefix('a row has ')}"
     for name in ("cut.jsonl.gz", "none.jsonl.gz", "none.parquet"):
         (tmp_path / name).write_bytes(gzip.compress(b"x" * 99)[:-9] if name.startswith("cut") else b"no such format")
         kind = "gzip" if name.endswith(".gz") else "Parquet"
@@ -211,8 +215,8 @@ def test_bad_files_are_refused(tmp_path: Path):
     assert "rows.csv: not a file of rows; its name ends in one of .jsonl, .jsonl.gz, .parquet" in refusal(
         tmp_path / "rows.csv"
     )
-    assert "no such file; give a BEIR folder" in refusal(tmp_path / "absent.jsonl")
-    assert "no such folder; give a BEIR folder" in refusal(tmp_path / "absent")
+    assert "no such file; give files of rows" in refusal(tmp_path / "absent.jsonl")
+    assert "no such folder; give files of rows" in refusal(tmp_path / "absent")
     assert "absent/*.jsonl: matches no file of rows" in refusal(tmp_path / "absent" / "*.jsonl")
     (tmp_path / "folder").mkdir()
     assert "a folder without corpus.jsonl and without files of rows" in refusal(tmp_path / "folder")

@@ -315,25 +315,33 @@ def test_a_file_that_cannot_be_written(refused: Callable[..., str], tiny_collect
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (b'{"query": "q"}', "2: has the fields 'query'; beside query, write one of: document, or pos and neg, or doc"),
-        (b'{"query": "q", "document": "d", "pos": []}', "2: has the fields 'query', 'document', 'pos'; beside query,"),
-        (b'{"query": "q", "document": "d"}', "2: has document, and the lines before have pos and neg; keep one shape"),
+        (b'{"query": "q"}', "2: no field 'document'; a row has query and document, query, pos and neg, or "),
+        (b'{"query": "q", "document": "d", "pos": []}', "2: both document and pos; a row has query and document, "),
+        (b'{"query": "q", "document": "d"}', "2: a row of query, document after rows of query, pos, neg ("),
         (b'{"query": "q", "pos": ["x"]}', "2: no field 'neg'; write pos and neg, an empty list where there are none"),
-        (b'{"query": "q", "pos": [], "neg": []}', "2: has no document; give one or more, or leave the row out"),
-        (b'{"query": "q", "pos": ["x"], "neg": [1]}', "2: neg=[1] is not a list; write a list of strings"),
-        (b'{"pos": ["x"], "neg": ["a"]}', "2: no field 'query'; every line has one"),
+        (b'{"query": "q", "pos": [], "neg": []}', "2: pos and neg are both empty; give one document or more, "),
+        (b'{"query": "q", "pos": ["x"], "neg": [1]}', "2: neg[0]=1 is not a string; write it in quotes"),
+        (b'{"pos": ["x"], "neg": ["a"]}', "2: no field 'query'; a row has query and document, "),
         (b'{"query": 7, "pos": ["x"], "neg": ["a"]}', "2: query=7 is not a string; write it in quotes"),
         (b'{"query": "q", "pos": ["x"], "neg": ["a"], "instruction": 1}', "2: instruction=1 is not a string; "),
         (b'{"query": "q", "pos": ["x"], "neg": ["a"]}', "2: has no pos_scores; write a teacher's scores beside it"),
         (
-            b'{"query": "q", "pos": ["x"], "neg": ["a", "b"], "neg_scores": [1]}',
-            "2: neg_scores=[1] is not a list of 2, and neg is; give one for each",
+            b'{"query": "q", "pos": ["x"], "neg": ["a", "b"], "pos_scores": [1], "neg_scores": [1]}',
+            "2: 1 neg_scores for 2 neg; give one for each",
+        ),
+        (
+            b'{"query": "q", "pos": ["x"], "neg": ["a"], "neg_scores": [1]}',
+            "2: 0 pos_scores for 1 pos; give one for each",
+        ),
+        (
+            b'{"query": "q", "pos": ["x"], "neg": ["a"], "pos_scores": [2], "neg_scores": [1], "neg_ids": ["a", "b"]}',
+            "2: 2 neg_ids for 1 neg; give one for each",
         ),
         (
             b'{"query": "q", "pos": ["x"], "neg": ["a"], "pos_scores": [1], "neg_scores": [NaN]}',
-            "2: neg_scores: nan is not a finite number; score the file again",
+            "2: neg_scores[0]=nan is not finite in 32 bits; mend it or leave the row out",
         ),
-        (b'{"query": "q", ', "2: column 1: not valid JSON (Expecting property name"),
+        (b'{"query": "q", ', "2: column 16: not valid JSON (Expecting property name"),
         (b'{"query": "\\ud800"}', "2: a \\u escape is half of a surrogate pair; write both halves or none"),
         (b"caf\xe9", "2: byte 4 of the line is not UTF-8; save the file as UTF-8"),
         (b"[1]", "2: [1] is not a JSON object; write "),
@@ -358,10 +366,10 @@ def test_a_file_that_cannot_be_read(refused: Callable[..., str], tmp_path: Path)
             *("data", "mine", "--scores", tmp_path / name, "--out", tmp_path / "out.jsonl", "--max-score", 1)
         )
 
-    assert "no.jsonl: cannot be read (No such file or directory); give the path" in message("no.jsonl", None)
-    told = "rows.csv: is not named .jsonl or .jsonl.gz, the formats that can be read here; rename it"
+    assert "no.jsonl': no such file; give files of rows (.jsonl, .jsonl.gz, .parquet)" in message("no.jsonl", None)
+    told = "rows.csv: not a file of rows; its name ends in one of .jsonl, .jsonl.gz, .parquet"
     assert message("rows.csv", b"a,b\n").endswith(told)
-    assert message("empty.jsonl", b"\n \n").endswith("empty.jsonl: holds no row; write one JSON object a line")
+    assert "empty.jsonl: holds no row; write rows of query and document, " in message("empty.jsonl", b"\n \n")
     whole = gzip.compress(json.dumps(scored_row()).encode() + b"\n")
-    assert "half.jsonl.gz:1: not readable as gzip (" in message("half.jsonl.gz", whole[:-12])
-    assert "plain.jsonl.gz:1: not readable as gzip (" in message("plain.jsonl.gz", b"{}\n")
+    assert "half.jsonl.gz: not readable as gzip (" in message("half.jsonl.gz", whole[:-12])
+    assert "plain.jsonl.gz: not readable as gzip (" in message("plain.jsonl.gz", b"{}\n")

@@ -110,7 +110,7 @@ def test_groups_without_a_positive_are_counted_and_skipped(tmp_path: Path, caplo
         made(nothing)
     assert str(caught.value) == (
         f"{nothing}: none of its 2 groups has a relevant document (a label above 0); give each query one, "
-        "or learn from scores (data.target)"
+        "or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
     )
 
 
@@ -295,4 +295,4 @@ def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny
         f"config: data.target=label: 1 groups of {out} have no relevant document, as it was prepared for scores; "
         "give the files that it was prepared from"
     )
-    assert "no such file; give a BEIR folder" in refusal(path=str(tmp_path / "absent.jsonl"))
+    assert "no such file; give files of rows" in refusal(path=str(tmp_path / "absent.jsonl"))

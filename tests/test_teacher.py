@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import Prorank
 from test_other_rerankers import LABELLED, SPACED, TASK_LAST, reranker_folder
@@ -109,6 +111,42 @@ def test_scores_are_those_of_predict_in_every_shape(
     np.testing.assert_allclose([x for pos, neg in parts for x in pos + neg], reranker.predict(asked), atol=1e-5)
     assert found == rows
     assert names(tmp_path) == [out.name, "rows.jsonl"]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_folder_is_scored_as_its_files_by_name(quick: "Quick", pairs: list[tuple[str, str]], tmp_path: Path) -> None:
+    """Fields that no shape has stay beside JSON; Parquet gives those of the shapes, without nulls."""
+    rows, folder = triples(pairs, 8), tmp_path / "rows"
+    folder.mkdir()
+    write(folder / "a.jsonl", rows[:3])
+    columns = {name: [row[name] for row in rows[3:6]] for name in ("query", "pos", "neg", "neg_ids")}
+    columns["instruction"] = [None, None, "Judge."]
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "b.parquet")
+    write(folder / "c.jsonl.gz", rows[6:])
+    score_file(quick, write(tmp_path / "whole.jsonl", rows), tmp_path / "expected.jsonl")
+    expected = read(tmp_path / "expected.jsonl")
+    for row in expected[3:6]:
+        del row["neg_ids"]
+    expected[5]["instruction"] = "Judge."
+    documents = sum(len(row["pos"]) + len(row["neg"]) for row in rows)
+    with pytest.MonkeyPatch.context() as patch:
+        # The instruction is scored as any, by a checksum of the texts; the template of this model takes none.
+        patch.setattr(Prompt, "with_instruction", lambda prompt, _: prompt)
+        assert score_file(quick, folder, tmp_path / "out.jsonl") == (8, documents, 0)
+        assert read(tmp_path / "out.jsonl") == expected
+        assert score_file(quick, f"{folder}/[ac].*", tmp_path / "out.jsonl")[0] == 5
+        assert read(tmp_path / "out.jsonl") == expected[:3] + expected[6:]
+        # Again, where the output lies among the input.
+        score_file(quick, folder, folder / "z.jsonl")
+        with pytest.raises(InputError, match=r"z.jsonl: is the input as well; give another --out"):
+            score_file(quick, folder, folder / "z.jsonl")
+
+
+def test_numbers_and_nulls_of_json_stay_as_they_are(quick: "Quick", tmp_path: Path) -> None:
+    line = '{"id": 7, "query": "q", "document": "d", "label": 1, "instruction": null, "neg": null, "score": 3'
+    (tmp_path / "rows.jsonl").write_text(line + "}\n")
+    score_file(quick, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text().startswith(line.removesuffix("3"))
 
 
 def test_a_score_is_written_with_all_its_32_bits(
@@ -432,7 +470,7 @@ def test_what_score_refuses(
     told = message(teacher=wrong)
     assert told.startswith(f"{wrong / '1_LogitScore' / 'config.json'}: the answer tokens 301 and 302 are ")
     assert told.endswith("asks for '0' or '1'; name the tokens of these, or mend chat_template.jinja")
-    assert "nowhere.jsonl: cannot be read (No such file or directory)" in message(tmp_path / "nowhere.jsonl")
+    assert "nowhere.jsonl': no such file; give files of rows" in message(tmp_path / "nowhere.jsonl")
     assert message(out="rows.jsonl") == f"{rows}: is the input as well; give another --out"
     assert "out.txt: is not named .jsonl or .jsonl.gz" in message(out="out.txt")
     assert "no such model folder" in message(teacher=tmp_path / "nowhere")
@@ -445,4 +483,7 @@ def test_what_score_refuses(
     assert told.startswith(f"{rows}:2: ")
     assert "instruction='Find.': the template prints the `system` message 0 times" in told
     rows.write_text('{"query": "q", "document": "d"}\n{"query": "q", "documents": ["d"]}\n')
-    assert message() == f"{rows}:2: has documents, and the lines before have document; keep one shape in a file"
+    assert message() == (
+        f"{rows}:2: a row of query, documents after rows of query, document ({rows}:1); "
+        "keep one shape in a file, and mix files in data.mix"
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from prorank_jax.data.jsonl import Row, read_rows, write_rows
 from prorank_jax.data.mine import Choice, check_margin
+from prorank_jax.data.rows import one_for_each
 from prorank_jax.errors import InputError
 
 
@@ -58,7 +59,7 @@ class Sure(NamedTuple):
         )
 
 
-def drop_false_negatives(source: Path, out: Path, doubt: Doubt, choice: Choice) -> Sure:
+def drop_false_negatives(source: str | Path, out: Path, doubt: Doubt, choice: Choice) -> Sure:
     """Writes the rows of a file with `pos_scores` and `neg_scores` again, without the negatives in doubt.
 
     Raises:
@@ -86,11 +87,14 @@ def without_doubt(row: Row, place: str, number: int, doubt: Doubt, choice: Choic
     Of the rest, those that `choice` says are kept, with what stands beside them: `neg_scores`, `neg_ids`.
 
     Raises:
-      InputError: the row has no teacher's scores.
+      InputError: the row has no teacher's scores, or its ids are not one for each document.
     """
     for name in ("pos_scores", "neg_scores"):
         if row.get(name) is None:
             raise InputError(f"{place}: has no {name}; write a teacher's scores beside it with prorank data score")
+    for part in ("pos", "neg"):
+        if row.get(f"{part}_ids") is not None:
+            row = row | {f"{part}_ids": one_for_each(place, f"{part}_ids", row[f"{part}_ids"], part, len(row[part]))}
     row = _at(row, "pos", range(len(row["pos"]))[: choice.positives])
     highest = doubt.highest(row["pos_scores"])
     sure = [position for position, score in enumerate(row["neg_scores"]) if score <= highest]

@@ -1,38 +1,24 @@
 """Rows of training data from files, one at a time: never is a whole file in memory.
 
-Three shapes, each with an optional `instruction`:
-
-    pointwise  {"query": "...", "document": "...", "label": 1}                       or "score", or both
-    triples    {"query": "...", "pos": ["..."], "neg": ["..."]}                      "pos_scores" and "neg_scores" too
-    listwise   {"query": "...", "documents": ["...", "..."], "scores": [2.5, -1]}    or "labels", or both
-
-A label is a judgement, relevant above 0. A score is a teacher's, a difference of logits: where a row has only scores,
-its labels are 1 for those above 0 and 0 for the others. Files are `.jsonl`, `.jsonl.gz` or `.parquet` with columns of
-the same names; other fields are left alone.
+Files are `.jsonl`, `.jsonl.gz` or `.parquet` with columns of the same names; `rows.py` says what a row holds. A label
+is a judgement, relevant above 0. A score is a teacher's, a difference of logits: where a row has only scores, its
+labels are 1 for those above 0 and 0 for the others.
 """
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from prorank_jax.data.beir import shown
+from prorank_jax.data.rows import FIELDS, SHAPES, checked, of_one_shape
 from prorank_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hf://datasets/"
-_FIELDS = (
-    *("query", "instruction", "document", "label", "score", "pos", "neg", "pos_scores", "neg_scores"),
-    *("documents", "labels", "scores"),
-)
-_SHAPES = "query and document, query, pos and neg, or query and documents"
 _GLOB = frozenset("*?[")
-_LARGEST = float(np.finfo(np.float32).max)
 _PARQUET_ROWS = 512
 
 
@@ -53,23 +39,28 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
     Raises:
       InputError: there is no such file; a file is empty, damaged or not of these shapes; a value is of the wrong type
-        or not finite; shapes are mixed. With the file, the line (of a Parquet file, the row) and the remedy.
+        or not finite; a row has neither labels nor scores; shapes are mixed. With the file, the line (of a Parquet
+        file, the row) and the remedy.
     """
-    first: tuple[str, str] | None = None
+    rows = ((place, _row(place, fields)) for place, fields in read_fields(path))
+    for _, row in of_one_shape((place, row.shape, row) for place, row in rows):
+        yield row
+
+
+def read_fields(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(place, fields)` of each row of the files that `path` means; `place` is `file:number`, for messages.
+
+    Of JSON, all fields as they are; of Parquet, those that a row of training data may have, where they are not null.
+
+    Raises:
+      InputError: there is no such file, or one cannot be read or holds no row.
+    """
     for file in find_files(path):
-        empty = True
+        place = None
         for place, fields in _parquet(file) if file.name.endswith(".parquet") else _json_lines(file):
-            empty = False
-            row = _row(place, fields)
-            first = first or (row.shape, place)
-            if row.shape != first[0]:
-                raise InputError(
-                    f"{place}: a row of {row.shape} after rows of {first[0]} ({first[1]}); "
-                    "keep one shape in a file, and mix files in data.mix"
-                )
-            yield row
-        if empty:
-            raise InputError(f"{file}: is empty; write rows of {_SHAPES}")
+            yield place, fields
+        if place is None:
+            raise InputError(f"{file}: holds no row; write rows of {SHAPES}")
 
 
 def find_files(path: str | Path) -> list[Path]:
@@ -98,8 +89,8 @@ def find_files(path: str | Path) -> list[Path]:
         raise InputError(f"{path}: matches no file of rows ({', '.join(SUFFIXES)}); mend the pattern")
     kind = "file" if found.name.endswith(SUFFIXES) else "folder"
     raise InputError(
-        f"{str(path)!r}: no such {kind}; give a BEIR folder with corpus.jsonl, queries.jsonl and qrels/, "
-        f"or files of rows ({', '.join(SUFFIXES)})"
+        f"{str(path)!r}: no such {kind}; give files of rows ({', '.join(SUFFIXES)}), "
+        "or, to data.path, a BEIR folder (corpus.jsonl, queries.jsonl and qrels/)"
     )
 
 
@@ -129,7 +120,7 @@ def _from_hub(url: str) -> list[Path]:
     return files
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as lines:
             for number, raw in enumerate(lines, start=1):
@@ -148,7 +139,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of a readable file") from None
 
 
-def _object(place: str, line: str) -> Mapping[str, Any]:
+def _object(place: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         # JSON can spell half of a surrogate pair (\ud800), which no file or tokenizer takes.
@@ -161,121 +152,54 @@ def _object(place: str, line: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         raise InputError(f"{place}: not readable JSON (a number too long, or nested too deep); mend it") from None
     if not isinstance(row, dict):
-        raise InputError(f"{place}: {shown(row)} is not a JSON object; write rows of {_SHAPES}")
+        raise InputError(f"{place}: {shown(row)} is not a JSON object; write rows of {SHAPES}")
     return row
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            columns = [name for name in table.schema_arrow.names if name in _FIELDS]
+            columns = [name for name in table.schema_arrow.names if name in FIELDS]
             number = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield f"{file}:{number}", fields
+                    yield f"{file}:{number}", {name: value for name, value in fields.items() if value is not None}
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file}: not readable as Parquet ({reason}); make or download it again") from None
 
 
 def _row(place: str, fields: Mapping[str, Any]) -> Row:
-    # Parquet has a column for every row; what is null there is left out.
-    fields = {name: fields[name] for name in _FIELDS if fields.get(name) is not None}
-    kinds = [name for name in ("document", "pos", "documents") if name in fields]
-    if "pos" not in kinds and "neg" in fields:
-        kinds.append("pos")
-    if len(kinds) > 1:
-        raise InputError(f"{place}: both {kinds[0]} and {kinds[1]}; a row has {_SHAPES}")
-    if "query" not in fields or not kinds:
-        missing = "query" if "query" not in fields else "document"
-        raise InputError(f"{place}: no field {missing!r}; a row has {_SHAPES}")
-    query = _text(place, "query", fields["query"])
-    instruction = _text(place, "instruction", fields["instruction"]) if "instruction" in fields else None
-    read = {"document": _pointwise, "pos": _triples, "documents": _listwise}[kinds[0]]
-    documents, labels, scores, shape = read(place, fields)
+    row = checked(place, fields)
+    documents: list[str]
+    labels: list[float] | None
+    scores: list[float] | None
+    if "pos" in row:
+        documents = [*row["pos"], *row["neg"]]
+        labels = [1.0] * len(row["pos"]) + [0.0] * len(row["neg"])
+        scores = [*row["pos_scores"], *row["neg_scores"]] if "pos_scores" in row else None
+    elif "documents" in row:
+        documents, labels, scores = row["documents"], row.get("labels"), row.get("scores")
+    else:
+        documents = [row["document"]]
+        labels, scores = ([row[name]] if name in row else None for name in ("label", "score"))
     if labels is None:
-        assert scores is not None
-        labels = tuple(float(score > 0) for score in scores)
-    return Row(query, documents, labels, scores, instruction, shape)
-
-
-_Read = tuple[tuple[str, ...], tuple[float, ...] | None, tuple[float, ...] | None, str]
-
-
-def _pointwise(place: str, fields: Mapping[str, Any]) -> _Read:
-    document = _text(place, "document", fields["document"])
-    label, score = ((_number(place, name, fields[name]),) if name in fields else None for name in ("label", "score"))
-    if label is None and score is None:
-        raise InputError(f"{place}: no field 'label'; a query and a document need a label or a score")
-    return (document,), label, score, _shape(fields, "query", "document", "label", "score")
-
-
-def _triples(place: str, fields: Mapping[str, Any]) -> _Read:
-    for name in ("pos", "neg"):
-        if name not in fields:
-            raise InputError(f"{place}: no field {name!r}; write pos and neg, an empty list where there are none")
-    documents, scores = [], []
-    scored = "pos_scores" in fields or "neg_scores" in fields
-    labels: list[float] = []
-    for name, label in (("pos", 1.0), ("neg", 0.0)):
-        texts = _texts(place, name, fields[name])
-        documents += texts
-        labels += [label] * len(texts)
-        if scored:
-            scores += _numbers(place, f"{name}_scores", fields.get(f"{name}_scores", []), name, len(texts))
-    if not documents:
-        raise InputError(f"{place}: pos and neg are both empty; give one document or more, or leave the row out")
-    shape = "query, pos, neg" + (", pos_scores, neg_scores" if scored else "")
-    return tuple(documents), tuple(labels), tuple(scores) if scored else None, shape
-
-
-def _listwise(place: str, fields: Mapping[str, Any]) -> _Read:
-    documents = _texts(place, "documents", fields["documents"])
-    if not documents:
-        raise InputError(f"{place}: documents=[] is empty; give one document or more, or leave the row out")
-    labels, scores = (
-        tuple(_numbers(place, name, fields[name], "documents", len(documents))) if name in fields else None
-        for name in ("labels", "scores")
+        if scores is None:
+            raise InputError(
+                f"{place}: no field 'labels'; a query and its documents need labels or scores"
+                if "documents" in row
+                else f"{place}: no field 'label'; a query and a document need a label or a score"
+            )
+        labels = [score > 0 for score in scores]
+    return Row(
+        query=row["query"],
+        documents=tuple(documents),
+        labels=tuple(map(float, labels)),
+        scores=None if scores is None else tuple(map(float, scores)),
+        instruction=row.get("instruction"),
+        shape=", ".join(name for name in row if name != "instruction"),
     )
-    if labels is None and scores is None:
-        raise InputError(f"{place}: no field 'labels'; a query and its documents need labels or scores")
-    return tuple(documents), labels, scores, _shape(fields, "query", "documents", "labels", "scores")
-
-
-def _shape(fields: Mapping[str, Any], *names: str) -> str:
-    return ", ".join(name for name in names if name in fields)
-
-
-def _text(place: str, name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{place}: {name}={shown(value)} is not a string; write it in quotes")
-    return value
-
-
-def _texts(place: str, name: str, value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise InputError(f"{place}: {name}={shown(value)} is not a list; write a list of strings")
-    return [_text(place, f"{name}[{i}]", text) for i, text in enumerate(value)]
-
-
-def _numbers(place: str, name: str, value: Any, of: str, count: int) -> list[float]:
-    values = value if isinstance(value, list) else [value]
-    if len(values) != count:
-        raise InputError(f"{place}: {len(values)} {name} for {count} {of}; give one for each")
-    if value is values:
-        return [_number(place, f"{name}[{i}]", number) for i, number in enumerate(values)]
-    return [_number(place, name, value)]
-
-
-def _number(place: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{place}: {name}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
-    if not (math.isfinite(value) and abs(value) <= _LARGEST):
-        raise InputError(f"{place}: {name}={shown(value)} is not finite in 32 bits; mend it or leave the row out")
-    return float(value)

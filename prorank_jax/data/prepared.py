@@ -90,7 +90,14 @@ class PreparedFolder:
     shards: tuple[Shard, ...]
 
 
-def prepare(path: str | Path, out: Path, *, single: bool, positives_only: bool) -> PreparedFolder:
+def prepare(
+    path: str | Path,
+    out: Path,
+    *,
+    single: bool,
+    positives_only: bool,
+    remedy: str = "name another folder in data.cache",
+) -> PreparedFolder:
     """Prepares rows into the folder `out`, unless it was done before from the same files and in the same way.
 
     Of several processes that prepare one folder, the first does it and the others wait.
@@ -100,6 +107,7 @@ def prepare(path: str | Path, out: Path, *, single: bool, positives_only: bool) 
       single: make a group of each document alone, for losses that learn from single pairs.
       positives_only: skip the groups without a relevant document, from which a ranking loss of labels learns nothing;
         they are counted in one warning.
+      remedy: what to do where `out` cannot be written, for the message.
 
     Raises:
       InputError: as `files.read_rows`; no group is left; `out` cannot be written.
@@ -125,7 +133,7 @@ def prepare(path: str | Path, out: Path, *, single: bool, positives_only: bool) 
             write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
             return prepared
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); name another folder in data.cache") from None
+        raise InputError(f"{out}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def open_prepared(folder: Path) -> PreparedFolder:
@@ -264,7 +272,7 @@ def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> P
     if not shards:
         raise InputError(
             f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
-            "one, or learn from scores (data.target)"
+            "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
         )
     if tally.skipped:
         _log.warning(

@@ -1,0 +1,141 @@
+"""What a row of training data holds: three shapes, and the checks of their values.
+
+    pointwise  {"query": "...", "document": "...", "label": 1}                       or "score", or both
+    triples    {"query": "...", "pos": ["..."], "neg": ["..."]}                      "pos_scores" and "neg_scores" too
+    listwise   {"query": "...", "documents": ["...", "..."], "scores": [2.5, -1]}    or "labels", or both
+
+Each may have an `instruction`. A text or a number may stand for a list of one, and null for what is left out.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from prorank_jax.data.beir import shown
+from prorank_jax.errors import InputError
+
+T = TypeVar("T")
+
+SHAPES = "query and document, query, pos and neg, or query and documents"
+_LARGEST = float(np.finfo(np.float32).max)
+# The fields that hold the documents of a shape; behind each, the numbers that may stand beside its documents.
+_BESIDE: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
+    ("document",): {"document": ("label", "score")},
+    ("pos", "neg"): {"pos": ("pos_scores",), "neg": ("neg_scores",)},
+    ("documents",): {"documents": ("labels", "scores")},
+}
+FIELDS = (
+    *("query", "instruction"),
+    *(name for beside in _BESIDE.values() for field, numbers in beside.items() for name in (field, *numbers)),
+)
+
+
+def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that hold its documents: `("document",)`, `("pos", "neg")` or `("documents",)`.
+
+    Raises:
+      InputError: it has no query, or documents of no shape or of more than one.
+    """
+    found = [fields for fields in _BESIDE if any(row.get(name) is not None for name in fields)]
+    if len(found) > 1:
+        one, other = (next(name for name in fields if row.get(name) is not None) for fields in found[:2])
+        raise InputError(f"{place}: both {one} and {other}; a row has {SHAPES}")
+    if not found or row.get("query") is None:
+        missing = "query" if row.get("query") is None else "document"
+        raise InputError(f"{place}: no field {missing!r}; a row has {SHAPES}")
+    for name in found[0]:
+        if row.get(name) is None:
+            raise InputError(f"{place}: no field {name!r}; write pos and neg, an empty list where there are none")
+    return found[0]
+
+
+def checked(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row has of the fields of its shape: query, instruction, documents, then the numbers beside them.
+
+    What stands for a list of one is a list. Of `pos_scores` and `neg_scores` it has both or none.
+
+    Raises:
+      InputError: a value is of the wrong type, a number not finite in 32 bits, numbers are not one for each document,
+        or there is no document.
+    """
+    fields = shape_of(place, row)
+    found: dict[str, Any] = {"query": _text(place, "query", row["query"])}
+    if row.get("instruction") is not None:
+        found["instruction"] = _text(place, "instruction", row["instruction"])
+    if fields == ("document",):
+        found["document"] = _text(place, "document", row["document"])
+        for name in _BESIDE[fields]["document"]:
+            if row.get(name) is not None:
+                found[name] = _number(place, name, row[name])
+        return found
+    for field in fields:
+        found[field] = _texts(place, field, row[field])
+    if not any(found[field] for field in fields):
+        what = "pos and neg are both" if len(fields) > 1 else f"{fields[0]}=[] is"
+        raise InputError(f"{place}: {what} empty; give one document or more, or leave the row out")
+    beside = [(name, field) for field, names in _BESIDE[fields].items() for name in names]
+    given = [(name, field) for name, field in beside if row.get(name) is not None]
+    for name, field in beside if given and len(fields) > 1 else given:
+        value = row.get(name)
+        found[name] = _numbers(place, name, [] if value is None else value, field, len(found[field]))
+    return found
+
+
+def of_one_shape(rows: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, T]]:
+    """`(place, row)` of each `(place, shape, row)`.
+
+    Raises:
+      InputError: a row has another shape than the first.
+    """
+    first: tuple[str, str] | None = None
+    for place, shape, row in rows:
+        first = first or (shape, place)
+        if shape != first[0]:
+            raise InputError(
+                f"{place}: a row of {shape} after rows of {first[0]} ({first[1]}); "
+                "keep one shape in a file, and mix files in data.mix"
+            )
+        yield place, row
+
+
+def one_for_each(place: str, name: str, value: Any, field: str, count: int) -> list[Any]:
+    """`value`, which says something of each of the `count` documents of `field`; one for one may be without a list.
+
+    Raises:
+      InputError: it is more or less.
+    """
+    values = value if isinstance(value, list) else [value]
+    if len(values) != count:
+        raise InputError(f"{place}: {len(values)} {name} for {count} {field}; give one for each")
+    return values
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {name}={shown(value)} is not a string; write it in quotes")
+    return value
+
+
+def _texts(place: str, name: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise InputError(f"{place}: {name}={shown(value)} is not a list; write a list of strings")
+    return [_text(place, f"{name}[{i}]", text) for i, text in enumerate(value)]
+
+
+def _numbers(place: str, name: str, value: Any, field: str, count: int) -> list[float]:
+    values = one_for_each(place, name, value, field, count)
+    if value is values:
+        return [_number(place, f"{name}[{i}]", number) for i, number in enumerate(values)]
+    return [_number(place, name, value)]
+
+
+def _number(place: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{place}: {name}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
+    # Not `math.isfinite`, which fails on whole numbers above all floats; NaN is below nothing.
+    if not abs(value) <= _LARGEST:
+        raise InputError(f"{place}: {name}={shown(value)} is not finite in 32 bits; mend it or leave the row out")
+    return value
