@@ -57,7 +57,13 @@ WORLDS = {
         depth=30,
         test_depth=30,
         warmup={"steps": 300, "prompts_per_step": 32, "optimizer": {"learning_rate": 5e-4}},
-        score={"steps": 40, "queries_per_step": 16, "documents_per_query": 6, "optimizer": {"learning_rate": 1e-3}},
+        score={
+            "steps": 40,
+            "queries_per_step": 16,
+            "documents_per_query": 6,
+            "temperature": 3.0,
+            "optimizer": {"learning_rate": 1e-3},
+        },
         selection={},
     ),
     "nfcorpus": World(
@@ -65,7 +71,13 @@ WORLDS = {
         depth=100,
         test_depth=20,
         warmup={"steps": 40, "prompts_per_step": 32, "optimizer": {"learning_rate": 2e-4}},
-        score={"steps": 80, "queries_per_step": 12, "documents_per_query": 6, "optimizer": {"learning_rate": 1e-3}},
+        score={
+            "steps": 80,
+            "queries_per_step": 12,
+            "documents_per_query": 6,
+            "temperature": 3.0,
+            "optimizer": {"learning_rate": 1e-3},
+        },
         selection={"found_only": True, "random_negatives": 0.5},
     ),
 }
@@ -101,6 +113,8 @@ CELLS = {
     "base-score": Cell("(d) score learning from the base", "base"),
     "supervised-score": Cell("(e) supervised warmup, score learning", "supervised"),
     "grpo-score": Cell("(f) GRPO warmup, score learning", "grpo"),
+    "base-score-t1": Cell("(d) with temperature 1", "base", score={"temperature": 1.0}),
+    "grpo-score-t1": Cell("(f) with temperature 1", "grpo", score={"temperature": 1.0}),
     **{
         f"loss-{loss}": Cell(f"(f) with {loss}", "grpo", score={"loss": loss})
         for loss in ("bce", "mse", "margin_mse", "ranknet", "list_mle", "lambda_loss")
