@@ -25,6 +25,7 @@ _BESIDE: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     ("pos", "neg"): {"pos": ("pos_scores",), "neg": ("neg_scores",)},
     ("documents",): {"documents": ("labels", "scores")},
 }
+_SHAPE_OF = {field: fields for fields in _BESIDE for field in fields}
 FIELDS = (
     *("query", "instruction"),
     *(name for beside in _BESIDE.values() for field, numbers in beside.items() for name in (field, *numbers)),
@@ -37,17 +38,17 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
       InputError: it has no query, or documents of no shape or of more than one.
     """
-    found = [fields for fields in _BESIDE if any(row.get(name) is not None for name in fields)]
-    if len(found) > 1:
-        one, other = (next(name for name in fields if row.get(name) is not None) for fields in found[:2])
-        raise InputError(f"{place}: both {one} and {other}; a row has {SHAPES}")
-    if not found or row.get("query") is None:
+    given = [name for name in _SHAPE_OF if row.get(name) is not None]
+    if not given or row.get("query") is None:
         missing = "query" if row.get("query") is None else "document"
         raise InputError(f"{place}: no field {missing!r}; a row has {SHAPES}")
-    for name in found[0]:
-        if row.get(name) is None:
+    fields = _SHAPE_OF[given[0]]
+    if others := [name for name in given if name not in fields]:
+        raise InputError(f"{place}: both {given[0]} and {others[0]}; a row has {SHAPES}")
+    for name in fields:
+        if name not in given:
             raise InputError(f"{place}: no field {name!r}; write pos and neg, an empty list where there are none")
-    return found[0]
+    return fields
 
 
 def checked(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
