@@ -101,7 +101,9 @@ def test_the_layout_of_a_run_takes_the_fewest_tokens(group, layout):
 
 def test_the_layout_has_room_for_all_that_it_was_chosen_by():
     rng = np.random.default_rng(0)
-    units = [[of_lengths(rng.integers(0, 40), *rng.integers(1, 200, 8)) for _ in range(4)] for _ in range(5)]
+    units = [
+        [of_lengths(int(rng.integers(0, 40)), *rng.integers(1, 200, 8).tolist()) for _ in range(4)] for _ in range(5)
+    ]
     layout = choose_layout(units, 8, 240)
     assert len(layout.widths) == 4 and layout.widths[0] > layout.widths[3]
     assert layout.tokens(4, 8) < 0.8 * widest(240).tokens(4, 8)
