@@ -8,15 +8,14 @@ A judgement of a missing document is left out of nothing but the texts: measures
 the ideal ranking of TREC and BEIR is over all judged documents, those outside the corpus included.
 """
 
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from prorank_jax.data.lines import parse_object, read_lines, shown
 from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -87,38 +86,6 @@ def read_beir(path: str | Path, split: str) -> Collection:
     return Collection(Path(os.path.abspath(folder)).name, split, documents, queries, judged)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields `(place, line)` for each line that is not blank; `place` is `path:number`, for messages.
-
-    Lines end at a newline only. The carriage return before it and a byte order mark are dropped.
-
-    Raises:
-      InputError: the file cannot be opened, or a line is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                place = f"{path}:{number}"
-                try:
-                    line = raw.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{place}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
-                    ) from None
-                if number == 1:
-                    line = line.removeprefix("\ufeff")
-                if line.strip():
-                    yield place, line
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a readable file") from None
-
-
-def shown(value: Any) -> str:
-    """The value on one short line, for messages."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
 def _qrels_path(folder: Path, split: str) -> Path:
     splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
     if not splits:
@@ -156,7 +123,7 @@ def _read_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields `(id, row)` for each line; `text` is there, `title` may be, and both are strings."""
     seen: set[str] = set()
     for place, line in read_lines(path):
-        row = _parse_object(place, line)
+        row = parse_object(place, line, '{"_id": ..., "text": ...}')
         for field in ("_id", "text"):
             if field not in row:
                 raise InputError(f"{place}: no field {field!r}; every line has `_id` and `text`")
@@ -174,23 +141,6 @@ def _read_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield identifier, row
     if not seen:
         raise InputError(f"{path}: is empty; write one JSON object a line")
-
-
-def _parse_object(place: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        # JSON can spell half of a surrogate pair (\ud800), which no file or tokenizer takes.
-        if "\\ud" in line or "\\uD" in line:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: column {error.colno}: not valid JSON ({error.msg}); mend that line") from None
-    except UnicodeEncodeError:
-        raise InputError(f"{place}: a \\u escape is half of a surrogate pair; write both halves or none") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{place}: not readable JSON (a number too long, or nested too deep); mend it") from None
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: {shown(row)} is not a JSON object; write {{"_id": ..., "text": ...}}')
-    return row
 
 
 def _check_unknown(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prorank_jax.data.beir import Collection, read_lines, shown
+from prorank_jax.data.beir import Collection
+from prorank_jax.data.lines import read_lines, shown
 from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)

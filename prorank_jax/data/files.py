@@ -5,14 +5,11 @@ is a judgement, relevant above 0. A score is a teacher's, a difference of logits
 labels are 1 for those above 0 and 0 for the others.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prorank_jax.data.beir import shown
+from prorank_jax.data.lines import parse_object, read_lines
 from prorank_jax.data.rows import FIELDS, SHAPES, checked, of_one_shape
 from prorank_jax.errors import InputError
 
@@ -57,7 +54,7 @@ def read_fields(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for file in find_files(path):
         place = None
-        for place, fields in _parquet(file) if file.name.endswith(".parquet") else _json_lines(file):
+        for place, fields in _parquet(file) if file.name.endswith(".parquet") else _json(file):
             yield place, fields
         if place is None:
             raise InputError(f"{file}: holds no row; write rows of {SHAPES}")
@@ -120,40 +117,9 @@ def _from_hub(url: str) -> list[Path]:
     return files
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as lines:
-            for number, raw in enumerate(lines, start=1):
-                place = f"{file}:{number}"
-                try:
-                    line = raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{place}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
-                    ) from None
-                if line.strip():
-                    yield place, _object(place, line)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: not readable as gzip ({error}); make or download it again") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of a readable file") from None
-
-
-def _object(place: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        # JSON can spell half of a surrogate pair (\ud800), which no file or tokenizer takes.
-        if "\\ud" in line or "\\uD" in line:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: column {error.colno}: not valid JSON ({error.msg}); mend that line") from None
-    except UnicodeEncodeError:
-        raise InputError(f"{place}: a \\u escape is half of a surrogate pair; write both halves or none") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{place}: not readable JSON (a number too long, or nested too deep); mend it") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: {shown(row)} is not a JSON object; write rows of {SHAPES}")
-    return row
+def _json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, line in read_lines(file):
+        yield place, parse_object(place, line, f"rows of {SHAPES}")
 
 
 def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

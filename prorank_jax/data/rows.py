@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from prorank_jax.data.beir import shown
+from prorank_jax.data.lines import shown
 from prorank_jax.errors import InputError
 
 T = TypeVar("T")
