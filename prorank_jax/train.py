@@ -17,6 +17,7 @@ from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, load_prompt
+from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import SavedStep, check_run_folder, open_run_folder
 from prorank_jax.runtime.mesh import make_mesh, shardings
 from prorank_jax.scoring.development import Development
@@ -64,7 +65,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
     dev = config.score.dev if config.score else None
-    development = Development.open(dev, config.data.path) if dev else None
+    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
     open_run_folder(config, workdir)
 
     warmed_up = pretrained.params

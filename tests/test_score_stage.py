@@ -57,8 +57,8 @@ class Held:
     measures: list[float]
     measured: list[Any] = field(default_factory=list)
 
-    def measure(self, reranker: Any) -> float:
-        self.measured.append(jax.device_get(reranker.params))
+    def measure(self, params: Any) -> float:
+        self.measured.append(jax.device_get(params))
         return self.measures[len(self.measured) - 1]
 
     def first_stage(self) -> float:
@@ -199,6 +199,7 @@ COLLECTION = Collection(
 class Backwards:
     """Scores that put the relevant document last."""
 
+    params: Any
     max_length: int = 8
     dtype: str = "float32"
 
@@ -217,13 +218,13 @@ def write(folder: Path) -> None:
 def test_held_out_queries_are_drawn_once_and_measured_with_ranks(tmp_path):
     write(tmp_path / "made")
     config = DevConfig(queries=4, depth=3)
-    development = Development.open(config, str(tmp_path / "made"))
+    development = Development.open(config, str(tmp_path / "made"), Backwards)
     assert len(development.collection.queries) == 4
     assert list(development.collection.queries) == list(development.run) == list(development.collection.qrels)
-    assert development.collection == Development.open(config, str(tmp_path / "made")).collection
+    assert development.collection == Development.open(config, str(tmp_path / "made"), Backwards).collection
     assert {len(ranking) for ranking in development.run.values()} == {3}
     assert development.first_stage() == 1.0
     # Third of three: 1 / log2(4).
-    assert development.measure(Backwards()) == pytest.approx(0.5)
-    every = Development.open(DevConfig(queries=None, path=str(tmp_path / "made")), "elsewhere")
+    assert development.measure({}) == pytest.approx(0.5)
+    every = Development.open(DevConfig(queries=None, path=str(tmp_path / "made")), "elsewhere", Backwards)
     assert len(every.collection.queries) == 6

@@ -1,5 +1,6 @@
 """Held-out queries on which score learning is measured while it goes on: nDCG@10 of their reranked candidates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from prorank_jax.data.beir import Collection, read_beir
 from prorank_jax.data.candidates import Run, candidates
 from prorank_jax.data.ndcg import ndcg_at_10
 from prorank_jax.evaluate import PairScorer, rerank
+from prorank_jax.model.decoder import Params
 
 METRIC = "dev/ndcg@10"
 
@@ -19,9 +21,11 @@ class Development:
 
     collection: Collection
     run: Run
+    reranker: Callable[[Params], PairScorer]
+    """Makes a reranker of parameters."""
 
     @classmethod
-    def open(cls, config: DevConfig, training: str) -> "Development":
+    def open(cls, config: DevConfig, training: str, reranker: Callable[[Params], PairScorer]) -> "Development":
         """Reads the collection, `training` where the configuration names none, and retrieves its candidates.
 
         Raises:
@@ -32,16 +36,16 @@ class Development:
             names = list(collection.queries)
             drawn = np.sort(np.random.default_rng(0).choice(len(names), config.queries, replace=False))
             collection = collection.only([names[i] for i in drawn])
-        return cls(collection, candidates(collection, config.candidates, config.depth))
+        return cls(collection, candidates(collection, config.candidates, config.depth), reranker)
 
     def first_stage(self) -> float:
         """nDCG@10 of the candidates as they were retrieved."""
         return ndcg_at_10(self.collection.qrels, self.run)
 
-    def measure(self, reranker: PairScorer) -> float:
-        """nDCG@10 of the reranked candidates.
+    def measure(self, params: Params) -> float:
+        """nDCG@10 of the candidates as these parameters rerank them.
 
         Raises:
           InputError: a score is not finite.
         """
-        return ndcg_at_10(self.collection.qrels, rerank(reranker, self.collection, self.run))
+        return ndcg_at_10(self.collection.qrels, rerank(self.reranker(params), self.collection, self.run))

@@ -19,7 +19,6 @@ from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
-from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import abstract, check_rows, everywhere, own_rows, split_rows
 from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
@@ -101,7 +100,7 @@ def train_score(
 
     def measure(learnt: Params) -> float:
         assert development is not None
-        return development.measure(Reranker(decoder, merged(config.lora, params, learnt), prompt))
+        return development.measure(merged(config.lora, params, learnt))
 
     def result(state: TrainState) -> Scored:
         best = checkpoints.best()
