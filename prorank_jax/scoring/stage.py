@@ -126,7 +126,7 @@ def train_score(
             batch = group_batch(drawn, documents, taken, own_units, prompt.pad_id)
             state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
             watch.add(number, metrics)
-            tokens += drawn.tokens
+            tokens += drawn.tokens * config.queries_per_step // len(own)
             last = number == config.steps
             measured = config.dev is not None and (last or number % config.dev.every == 0)
             if last or measured or number % config.log_every == 0:
