@@ -34,6 +34,8 @@ def test_what_a_group_has_in_common_stands_once():
     assert part.places_B.tolist() == [3, 0, 1, 2] and part.lengths_B.tolist() == [3, 2, 1, 1]
     assert joined(laid, 2) == prompts
     assert {array.dtype for array in (*laid[:2], *part)} == {np.dtype(np.int32)}
+    wider = arrange(prompts, 2, Layout(48, (8,)), 1, PAD)
+    assert wider.prefix_lengths_Q.tolist() == [40, 40] and joined(wider, 2) == prompts
     shorter = arrange(prompts, 2, Layout(16, (32,)), 1, PAD)
     assert shorter.prefix_lengths_Q.tolist() == [16, 16] and joined(shorter, 2) == prompts
 
@@ -110,6 +112,13 @@ def test_the_layout_has_room_for_all_that_it_was_chosen_by():
     for unit in units:
         assert fits(unit, 8, layout, 1)
         assert joined(arrange(unit, 8, layout, 1, PAD), 8) == unit
+
+
+def test_a_part_of_missing_documents_has_room_for_their_padding():
+    units = [[of_lengths(0, 96, 96)]]
+    layout = choose_layout(units, 4, 98)
+    assert layout == Layout(0, (96, 8))
+    assert joined(arrange(units[0], 4, layout, 1, PAD), 4) == [[*units[0][0], [PAD], [PAD]]]
 
 
 def test_rows_that_do_not_divide_lie_in_one_part():
