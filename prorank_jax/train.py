@@ -57,7 +57,8 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
     single = config.score is not None and config.score.documents_per_query == 1
-    mixture = open_mixture(config.data, workdir / "data", single=single)
+    losses = config.score.loss if config.score else ()
+    mixture = open_mixture(config.data, workdir / "data", single=single, losses=losses)
     for instruction in mixture.instructions:
         prompt.with_instruction(instruction)
     sources, weights, _ = mixture

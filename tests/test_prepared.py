@@ -251,8 +251,8 @@ def test_a_target_without_scores_is_refused(tmp_path: Path):
 # Sources of a configuration.
 
 
-def opened(tmp_path: Path, single: bool = False, **fields: Any) -> Any:
-    return open_mixture(DataConfig.model_validate(fields), tmp_path / "cache", single=single)
+def opened(tmp_path: Path, single: bool = False, losses: Any = (), **fields: Any) -> Any:
+    return open_mixture(DataConfig.model_validate(fields), tmp_path / "cache", single=single, losses=losses)
 
 
 def test_a_mixture_opens_each_source_for_what_it_is(tmp_path: Path, tiny_collection: Path):
@@ -296,3 +296,15 @@ def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny
         "give the files that it was prepared from"
     )
     assert "no such file; give files of rows" in refusal(path=str(tmp_path / "absent.jsonl"))
+
+
+def test_labels_below_0_are_refused_where_a_loss_learns_gains(tmp_path: Path):
+    file = str(write(tmp_path / "rows.jsonl", pointwise(("q", "a", 2), ("q", "b", -1.5), ("r", "c", 1))))
+    for losses in ((), ("mse", "ranknet")):
+        assert opened(tmp_path, losses=losses, path=file).sources[0].prepared.lowest_label == -1.5
+    with pytest.raises(InputError) as caught:
+        opened(tmp_path, losses=("mse", "listwise_softmax"), path=file)
+    assert str(caught.value) == (
+        f"config: data.path={file}: has labels below 0 (the lowest is -1.5), and score.loss.listwise_softmax learns "
+        "labels of 0 or more; use mse, margin_mse, ranknet or list_mle"
+    )

@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from prorank_jax.config import DataConfig, SourceConfig
+from prorank_jax.config import GAINS, DataConfig, Loss, SourceConfig
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection, Source
@@ -27,12 +28,13 @@ class Mixture(NamedTuple):
     """The longest of each source that has any: what a prompt must have room for."""
 
 
-def open_mixture(config: DataConfig, cache: Path, *, single: bool) -> Mixture:
+def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losses: Iterable[Loss] = ()) -> Mixture:
     """Opens every source; files of rows are prepared first, where they are not yet.
 
     Args:
       cache: where prepared files lie, unless `data.cache` names a folder.
       single: the documents of rows are learnt from one at a time (`score.documents_per_query=1`).
+      losses: those that will learn the targets.
 
     Raises:
       InputError: a source cannot be read, or is set up for another kind of data.
@@ -40,6 +42,14 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool) -> Mixture:
     cache = cache if config.cache is None else Path(config.cache)
     places = {"data": config, **{f"data.mix.{number}": source for number, source in enumerate(config.mix)}}
     sources = [_open(place, source, cache, single) for place, source in places.items()]
+    of_gains = next((loss for loss in losses if loss in GAINS), None)
+    for (place, source_config), source in zip(places.items(), sources, strict=True):
+        if of_gains and source_config.target == "label" and isinstance(source, RowSource):
+            if (lowest := source.prepared.lowest_label) < 0:
+                raise InputError(
+                    f"config: {place}.path={source_config.path}: has labels below 0 (the lowest is {lowest:g}), and "
+                    f"score.loss.{of_gains} learns labels of 0 or more; use mse, margin_mse, ranknet or list_mle"
+                )
     found = [source.prepared.longest_instruction for source in sources if isinstance(source, RowSource)]
     weights = tuple(source.weight for source in places.values())
     return Mixture(tuple(sources), weights, tuple(text for text in found if text is not None))

@@ -12,6 +12,7 @@ import bisect
 import fcntl
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -86,6 +87,7 @@ class PreparedFolder:
     """Groups that were left out because no document of theirs is relevant."""
     without_positive: int
     """Groups without a relevant document that were kept."""
+    lowest_label: float
     longest_instruction: str | None
     shards: tuple[Shard, ...]
 
@@ -290,6 +292,7 @@ def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> P
         groups=tally.groups,
         skipped=tally.skipped,
         without_positive=tally.without_positive,
+        lowest_label=tally.lowest_label,
         longest_instruction=tally.longest_instruction,
         shards=tuple(shards),
     )
@@ -301,6 +304,7 @@ class _Tally:
     def __init__(self, name: str) -> None:
         self.name, self.shape, self.scored = name, "", False
         self.rows = self.groups = self.skipped = self.without_positive = 0
+        self.lowest_label = math.inf
         self.longest_instruction: str | None = None
 
     def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -309,6 +313,7 @@ class _Tally:
             self.rows += 1
             if self.rows == 1:
                 self.shape, self.scored = row.shape, row.scores is not None
+            self.lowest_label = min(self.lowest_label, *row.labels)
             if row.instruction and len(row.instruction) > len(self.longest_instruction or ""):
                 self.longest_instruction = row.instruction
             if self.rows % 1000 == 0 and (now := time.monotonic()) - noted > _SECONDS_BETWEEN_NOTES:
