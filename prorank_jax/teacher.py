@@ -6,6 +6,7 @@ the work was cut, and the file is byte for byte that of work that was not. `OUT.
 each chunk: what `OUT.part` holds beyond is of a chunk that was cut, and is written again.
 """
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -78,13 +79,13 @@ def score_file(
         "the teacher": _sha256_of_teacher(teacher),
         "chunks": _CHUNK,
     }
-    part = _Part(out)
-    found = part.open(made_of)
-    with _progress(rows, found, show_progress) as advance:
-        for chunk in _chunks(read_rows(source), skip=found):
-            part.add(encode_rows(_scored(teacher, chunk, batch_size), out), len(chunk))
-            advance(len(chunk))
-    part.finish()
+    with _Part(out) as part:
+        found = part.open(made_of)
+        with _progress(rows, found, show_progress) as advance:
+            for chunk in _chunks(read_rows(source), skip=found):
+                part.add(encode_rows(_scored(teacher, chunk, batch_size), out), len(chunk))
+                advance(len(chunk))
+        part.finish()
     return Scored(rows, documents, found)
 
 
@@ -115,7 +116,11 @@ def check_answers(prompt: Prompt, place: str) -> None:
 
 
 class _Part:
-    """The unfinished file, and what is known of it."""
+    """The unfinished file, and what is known of it; the lock on it goes with the process that holds it.
+
+    Raises:
+      InputError: another process is writing it.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -123,6 +128,20 @@ class _Part:
         self.record = out.with_name(f"{out.name}.part.json")
         self.made_of: dict[str, Any] = {}
         self.rows = self.bytes = 0
+
+    def __enter__(self) -> "_Part":
+        self._file = self.path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(
+                f"{self.path}: another process is writing it; wait until it ends, or give another --out"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def open(self, made_of: dict[str, Any]) -> int:
         """Begins the file, or cuts it behind its last whole chunk; returns the rows that it has.
@@ -132,9 +151,8 @@ class _Part:
         """
         self.made_of = made_of
         start_again = f"delete {self.path} to start again, or give another --out"
-        if not self.path.exists():
+        if not self.path.stat().st_size:
             self._note()
-            self.path.touch()
             return 0
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
@@ -148,15 +166,14 @@ class _Part:
             raise InputError(f"{self.path}: was begun with other settings: {name} changed{values}; {start_again}")
         if self.path.stat().st_size < self.bytes:
             raise InputError(f"{self.path}: is shorter than the {self.bytes} bytes written; {start_again}")
-        os.truncate(self.path, self.bytes)
+        os.truncate(self._file.fileno(), self.bytes)
         return self.rows
 
     def add(self, chunk: bytes, rows: int) -> None:
         """Writes a chunk, and notes it once it is on the disk."""
-        with self.path.open("ab") as file:
-            file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(chunk)
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self.rows += rows
         self.bytes += len(chunk)
         self._note()

@@ -1,6 +1,7 @@
 """A teacher's scores beside the documents of a file: the scores, work cut at any moment, answers, and refusals."""
 
 import dataclasses
+import fcntl
 import gzip
 import json
 import os
@@ -233,7 +234,8 @@ def test_work_cut_at_any_moment_gives_the_same_file(
                 limit = 10**9
             else:
                 break
-            if part.exists():
+            # Nothing is written before what it is of has been noted.
+            if part.exists() and part.with_name(f"{part.name}.json").exists():
                 with part.open("ab") as file:
                     file.write(b"cut in the mid")
             # As another process leaves it that was killed while it noted a chunk.
@@ -342,6 +344,19 @@ def test_damaged_work_is_not_gone_on_with(begun: Callable[..., str], quick: Quic
     assert begun(quick).endswith(f".json: does not say what {part} was made of")
     part.unlink()
     assert score_file(quick, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", batch_size=4).found == 0
+
+
+def test_a_file_that_is_being_written_is_left_alone(quick: Quick, pairs: list[tuple[str, str]], tmp_path: Path) -> None:
+    source, out = write(tmp_path / "rows.jsonl", triples(pairs, 3)), tmp_path / "out.jsonl"
+    part = tmp_path / "out.jsonl.part"
+    with part.open("ab") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        with pytest.raises(InputError) as error:
+            score_file(quick, source, out)
+        told = f"{part}: another process is writing it; wait until it ends, or give another --out"
+        assert str(error.value) == told
+        assert not out.exists()
+    assert score_file(quick, source, out).found == 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
