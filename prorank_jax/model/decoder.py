@@ -2,17 +2,20 @@
 
 Shape legend, for the whole package: B rows, P prompts, G samples per prompt, T completion tokens, L
 tokens, S keys attended to, D width, N query heads, K key-value heads, H head size, F mlp width, V
-vocabulary; Q queries and C candidates per query in score learning.
+vocabulary; Q queries and C candidates per query in score learning; M tokens of all blocks together.
 
 `forward` gives hidden states, `unembed` turns chosen ones into logits: an array [B, L, V] never exists.
 The cache is a tuple of key-value segments that the caller owns; a call returns the keys and values of its own
 tokens, and what becomes of them (kept as a prefix, written to a buffer, dropped) is the caller's choice.
+`forward_blocks` computes rows of several widths at once: linear maps see all tokens of all blocks as one matrix,
+[M, D] inside the layers, and only attention goes from block to block.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -83,8 +86,26 @@ class KeyValues(NamedTuple):
         )
 
 
+class Block(NamedTuple):
+    """Rows of equally many tokens.
+
+    Attributes:
+      tokens_BxL: token ids.
+      positions_BxL: the position of each token in its own sequence.
+      mask_BxLxS: bool, True where a token may look; S counts what lies before the row, then its own L tokens.
+        Sliding layers see of it what lies within their window, by position.
+      behind_B: the row of the first block that each row goes on from, where it does.
+    """
+
+    tokens_BxL: Array
+    positions_BxL: Array
+    mask_BxLxS: Array
+    behind_B: Array | None = None
+
+
 class View(NamedTuple):
-    """What a layer knows of positions: angles [B, L, H/2] of its tokens, and the mask [B, L, S] of whom they see."""
+    """What a layer knows of a block's positions: angles [B, L, H/2] of its tokens, and the mask [B, L, S] of whom they
+    see."""
 
     angles: tuple[Array, Array]
     mask_BxLxS: Array
@@ -144,21 +165,29 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, cache: LayerCache, view: View) -> tuple[Array, tuple[Array, Array]]:
+    def __call__(
+        self, x_MxD: Array, cache: LayerCache, blocks: tuple[Block, ...], views: tuple[View, ...]
+    ) -> tuple[Array, LayerCache]:
+        """What each token takes from those that it sees, and the keys and values of each block."""
         c = self.config
 
         def project(name: str, heads: int) -> Array:
-            return Linear((heads, c.head_size), self.dtype, c.qkv_bias, name=name)(x_BxLxD)
+            return Linear((heads, c.head_size), self.dtype, c.qkv_bias, name=name)(x_MxD)
 
         query, key, value = project("query", c.heads), project("key", c.kv_heads), project("value", c.kv_heads)
         if c.qk_norm:
             query = RmsNorm(c, self.dtype, name="query_norm")(query)
             key = RmsNorm(c, self.dtype, name="key_norm")(key)
-        own = rotate(key, view.angles), value
-        keys, values = zip(*cache, own, strict=True)
-        query = rotate(query, view.angles)
-        mixed = attend(query, keys, values, view.mask_BxLxS, c.query_scale, c.attention_cap)
-        return Linear((c.width,), self.dtype, axes=2, name="output")(mixed), own
+        own: LayerCache = ()
+        mixed = []
+        rows = zip(*(split_blocks(heads, blocks) for heads in (query, key, value)), blocks, views, strict=True)
+        for query_BxLxNxH, key_BxLxKxH, value_BxLxKxH, block, view in rows:
+            own += ((rotate(key_BxLxKxH, view.angles), value_BxLxKxH),)
+            before = cache if block.behind_B is None else (*cache, tuple(heads[block.behind_B] for heads in own[0]))
+            keys, values = zip(*before, own[-1], strict=True)
+            query_BxLxNxH = rotate(query_BxLxNxH, view.angles)
+            mixed.append(attend(query_BxLxNxH, keys, values, view.mask_BxLxS, c.query_scale, c.attention_cap))
+        return Linear((c.width,), self.dtype, axes=2, name="output")(join_blocks(mixed)), own
 
 
 class Mlp(nn.Module):
@@ -166,12 +195,12 @@ class Mlp(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array) -> Array:
+    def __call__(self, x_MxD: Array) -> Array:
         def dense(name: str, width: int) -> Linear:
             return Linear((width,), self.dtype, name=name)
 
-        gate = ACTIVATIONS[self.config.activation](dense("gate", self.config.mlp_width)(x_BxLxD))
-        return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_BxLxD))
+        gate = ACTIVATIONS[self.config.activation](dense("gate", self.config.mlp_width)(x_MxD))
+        return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_MxD))
 
 
 class Layer(nn.Module):
@@ -180,23 +209,31 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, cache: LayerCache, sliding: Array, views: tuple[View, ...]
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """`views` is what full layers see and, where the decoder has sliding ones, what those see."""
+        self,
+        x_MxD: Array,
+        cache: LayerCache,
+        sliding: Array,
+        blocks: tuple[Block, ...],
+        full: tuple[View, ...],
+        near: tuple[View, ...] | None,
+    ) -> tuple[Array, LayerCache]:
+        """`full` is what full layers see of each block, and `near` what sliding ones do, where the decoder has some."""
 
         def norm(name: str) -> RmsNorm:
             return RmsNorm(self.config, self.dtype, name=name)
 
-        view = views[0] if len(views) == 1 else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
+        views = full
+        if near is not None:
+            views = jax.tree.map(lambda full, near: jnp.where(sliding, near, full), full, near)
         attention = Attention(self.config, self.dtype, name="attention")
-        mixed, own = attention(norm("attention_norm")(x_BxLxD), cache, view)
+        mixed, own = attention(norm("attention_norm")(x_MxD), cache, blocks, views)
         if self.config.post_norms:
             mixed = norm("attention_post_norm")(mixed)
-        x_BxLxD = x_BxLxD + mixed
-        mixed = Mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x_BxLxD))
+        x_MxD = x_MxD + mixed
+        mixed = Mlp(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x_MxD))
         if self.config.post_norms:
             mixed = norm("mlp_post_norm")(mixed)
-        return x_BxLxD + mixed, own
+        return x_MxD + mixed, own
 
 
 _REMAT: dict[str, Callable[[type[nn.Module]], Any]] = {
@@ -214,34 +251,61 @@ class DecoderModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxL: Array, positions_BxL: Array, mask_BxLxS: Array, cache: tuple[KeyValues, ...]
-    ) -> tuple[Array, KeyValues]:
+        self, blocks: tuple[Block, ...], cache: tuple[KeyValues, ...]
+    ) -> tuple[list[Array], tuple[KeyValues, ...]]:
         c = self.config
         table_VxD = self.param("embedding", _TABLE, (c.vocabulary, c.width))
         if not c.tied:
             self.param("unembedding", _TABLE, (c.vocabulary, c.width))
-        x_BxLxD = table_VxD[tokens_BxL].astype(self.dtype) * jnp.asarray(c.embedding_scale, self.dtype)
-        views: tuple[View, ...] = (View(rotary_angles(positions_BxL, c.head_size, c.rope), mask_BxLxS),)
-        if any(c.sliding):
-            seen = jnp.concatenate([*(segment.positions_BxL for segment in cache), positions_BxL], axis=1)
-            near = mask_BxLxS & within_window(positions_BxL, seen, c.window)
-            views += (View(rotary_angles(positions_BxL, c.head_size, c.sliding_rope), near),)
+        tokens_M = join_blocks([block.tokens_BxL for block in blocks])
+        x_MxD = table_VxD[tokens_M].astype(self.dtype) * jnp.asarray(c.embedding_scale, self.dtype)
+        near = tuple(self._near(block, blocks[0], cache) for block in blocks) if any(c.sliding) else None
         # One compiled layer, scanned over stacked parameters: compile time does not grow with depth.
         stack = nn.scan(
             _REMAT[self.remat](Layer),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
         )
-        x_BxLxD, own = stack(c, self.dtype, name="layers")(
-            x_BxLxD,
+        x_MxD, own = stack(c, self.dtype, name="layers")(
+            x_MxD,
             tuple((segment.keys, segment.values) for segment in cache),
             jnp.asarray(c.sliding or (False,) * c.layers),
-            views,
+            blocks,
+            tuple(View(self._angles(block, c.rope), block.mask_BxLxS) for block in blocks),
+            near,
         )
-        keys, values = own
-        return RmsNorm(c, self.dtype, name="final_norm")(x_BxLxD), KeyValues(keys, values, positions_BxL)
+        hidden = split_blocks(RmsNorm(c, self.dtype, name="final_norm")(x_MxD), blocks)
+        return hidden, tuple(
+            KeyValues(keys, values, block.positions_BxL) for (keys, values), block in zip(own, blocks, strict=True)
+        )
+
+    def _angles(self, block: Block, rope: Rope) -> tuple[Array, Array]:
+        return rotary_angles(block.positions_BxL, self.config.head_size, rope)
+
+    def _near(self, block: Block, first: Block, cache: tuple[KeyValues, ...]) -> View:
+        """What sliding layers see of a block."""
+        before = [segment.positions_BxL for segment in cache]
+        if block.behind_B is not None:
+            before.append(first.positions_BxL[block.behind_B])
+        seen_BxS = jnp.concatenate([*before, block.positions_BxL], axis=1)
+        mask = block.mask_BxLxS & within_window(block.positions_BxL, seen_BxS, self.config.window)
+        return View(self._angles(block, self.config.sliding_rope), mask)
+
+
+def join_blocks(parts: Sequence[Array]) -> Array:
+    """The tokens of all blocks, [M, ...], of the [B, L, ...] of each."""
+    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
+
+
+def split_blocks(joined: Array, blocks: Sequence[Block]) -> list[Array]:
+    """What `join_blocks` joined: [B, L, ...] of each block."""
+    ends = list(accumulate(block.tokens_BxL.size for block in blocks))
+    return [
+        part.reshape(*block.tokens_BxL.shape, *joined.shape[1:])
+        for part, block in zip(jnp.split(joined, ends[:-1]), blocks, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -262,7 +326,7 @@ class Decoder:
     def init(self, rng: Array) -> Params:
         """Random parameters."""
         token = jnp.zeros((1, 1), jnp.int32)
-        return self._module.init(rng, token, token, jnp.ones((1, 1, 1), bool), ())["params"]
+        return self._module.init(rng, (Block(token, token, jnp.ones((1, 1, 1), bool)),), ())["params"]
 
     def forward(
         self,
@@ -276,14 +340,21 @@ class Decoder:
 
         Args:
           params: as from `init`.
-          tokens_BxL: token ids.
-          positions_BxL: the position of each token in its own sequence.
-          mask_BxLxS: bool, True where a token may look; S counts the cache's segments in order, then L. Sliding
-            layers see of it what lies within their window, by position.
+          tokens_BxL, positions_BxL, mask_BxLxS: a `Block`; S counts the cache's segments in order, then L.
           cache: segments of earlier tokens.
         """
-        outputs: Any = self._module.apply({"params": params}, tokens_BxL, positions_BxL, mask_BxLxS, cache)
-        return outputs
+        outputs: Any = self._module.apply({"params": params}, (Block(tokens_BxL, positions_BxL, mask_BxLxS),), cache)
+        (hidden_BxLxD,), (own,) = outputs
+        return hidden_BxLxD, own
+
+    def forward_blocks(self, params: Params, blocks: Sequence[Block]) -> list[Array]:
+        """Hidden states [B, L, D] of each block after the final norm.
+
+        Rows of later blocks may go on from rows of the first, which is computed once for all of them.
+        """
+        outputs: Any = self._module.apply({"params": params}, tuple(blocks), ())
+        hidden, _ = outputs
+        return hidden
 
     def unembed(self, params: Params, hidden: Array, token_ids: Array | None = None) -> Array:
         """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows."""

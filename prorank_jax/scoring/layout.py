@@ -21,8 +21,8 @@ Ids = Sequence[Sequence[list[int]]]
 
 _STEP = 8
 """Widths are multiples of it."""
-_PARTS = (1, 2, 4)
-_GAIN = 0.9
+_PARTS = (1, 2, 4, 8)
+_GAIN = 0.97
 """More parts are taken where they leave less than this share of the tokens: each makes the program larger."""
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from prorank_jax.model.attention import causal_mask
-from prorank_jax.model.decoder import Decoder, KeyValues, Params
+from prorank_jax.model.decoder import Block, Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.scoring.layout import GroupPrompts, Part
 
@@ -28,23 +28,28 @@ def last_hidden(decoder: Decoder, params: Params, prompts: GroupPrompts[Array]) 
     Q, P = prompts.prefix_QxP.shape
     places_B = jnp.concatenate([part.places_B for part in prompts.parts])
     documents = len(places_B) // Q
-    prefix = prefill(decoder, params, prompts.prefix_QxP, prompts.prefix_lengths_Q) if P else None
+    positions_QxP = jnp.broadcast_to(jnp.arange(P), (Q, P))
+    prefix = [Block(prompts.prefix_QxP, positions_QxP, causal_mask(prompts.prefix_lengths_Q, P))] if P else []
 
-    def of_part(part: Part[Array]) -> Array:
-        if prefix is None:
-            return prefill(decoder, params, part.tokens_BxL, part.lengths_B).last_PxD
+    def rests(part: Part[Array]) -> Block:
         B, L = part.tokens_BxL.shape
         query_B = part.places_B // documents
-        shared = KeyValues(
-            prefix.cache.keys[:, query_B], prefix.cache.values[:, query_B], prefix.cache.positions_BxL[query_B]
+        start_B = prompts.prefix_lengths_Q[query_B]
+        seen_BxLxP = jnp.broadcast_to((jnp.arange(P)[None] < start_B[:, None])[:, None, :], (B, L, P))
+        return Block(
+            part.tokens_BxL,
+            start_B[:, None] + jnp.arange(L)[None],
+            jnp.concatenate([seen_BxLxP, causal_mask(part.lengths_B, L)], axis=2),
+            query_B if P else None,
         )
-        seen_BxLxP = jnp.broadcast_to(prefix.valid_PxL[query_B][:, None, :], (B, L, P))
-        mask = jnp.concatenate([seen_BxLxP, causal_mask(part.lengths_B, L)], axis=2)
-        positions_BxL = prefix.lengths_P[query_B][:, None] + jnp.arange(L)[None, :]
-        hidden_BxLxD, _ = decoder.forward(params, part.tokens_BxL, positions_BxL, mask, (shared,))
-        return jnp.take_along_axis(hidden_BxLxD, (part.lengths_B - 1)[:, None, None], axis=1)[:, 0]
 
-    last_BxD = jnp.concatenate([of_part(part) for part in prompts.parts])
+    hidden = decoder.forward_blocks(params, [*prefix, *map(rests, prompts.parts)])[len(prefix) :]
+    last_BxD = jnp.concatenate(
+        [
+            jnp.take_along_axis(hidden_BxLxD, (part.lengths_B - 1)[:, None, None], axis=1)[:, 0]
+            for hidden_BxLxD, part in zip(hidden, prompts.parts, strict=True)
+        ]
+    )
     return last_BxD[jnp.argsort(places_B)].reshape(Q, documents, -1)
 
 
