@@ -120,7 +120,7 @@ def serve_ours(turns: Turns, work: Work) -> None:
     from prorank_jax.runtime.optimizer import make_optimizer
     from prorank_jax.runtime.training import TrainState
     from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
-    from prorank_jax.scoring.layout import choose_layout, fits, widest
+    from prorank_jax.scoring.layout import choose_layouts, first_fit
     from prorank_jax.scoring.step import make_step
 
     pretrained = load_pretrained(work.folder)
@@ -147,12 +147,12 @@ def serve_ours(turns: Turns, work: Work) -> None:
         return encode_groups([Group(*row, targets(work.loss, row.labels)) for row in rows], prompt)
 
     # As the stage does, by the first batches of the stream.
-    layout = choose_layout([encoded(rows).prompts for rows in work.batches[:16]], DOCUMENTS, MAX_LENGTH)
+    layouts = choose_layouts([encoded(rows).prompts for rows in work.batches[:16]], DOCUMENTS, MAX_LENGTH)
     for rows in work.batches:
         turns.begin()
         groups = encoded(rows)
-        taken = layout if fits(groups.prompts, DOCUMENTS, layout, 1) else widest(MAX_LENGTH)
-        batch = group_batch(groups, DOCUMENTS, taken, 1, prompt.pad_id)
+        layout = layouts[first_fit(groups.prompts, DOCUMENTS, layouts, 1)]
+        batch = group_batch(groups, DOCUMENTS, layout, 1, prompt.pad_id)
         state, metrics = step(state, None, split_rows(mesh, batch, QUERIES))
         jax.block_until_ready(state)
         turns.end()

@@ -116,9 +116,9 @@ def split_rows(mesh: Mesh, batch: Any, rows: int | None = None) -> Any:
     return jax.tree.map(place, batch)
 
 
-def everywhere(flag: bool) -> bool:
-    """Whether a flag is set in all processes, each of which makes this call."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).all())
+def largest(number: int) -> int:
+    """The largest of all processes' numbers; each process makes this call."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def check_rows(mesh: Mesh, field: str, rows: int) -> None:

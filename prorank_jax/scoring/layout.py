@@ -2,10 +2,11 @@
 
 What the prompts of a query have in common stands once: the task and, where the query comes first, the query. A causal
 decoder sees nothing of what follows, so a prefix computed once for a group is exact. What is left of each prompt lies
-in parts, the longest rows in the first: each part is as wide as its own rows need. One layout is chosen for a whole
-run, and a batch that does not fit takes the widest: two shapes are compiled, however long the texts are.
+in parts, the longest rows in the first: each part is as wide as its own rows need. A few layouts are chosen for a whole
+run, and a batch takes the tightest that has room for it: few shapes are compiled, however long the texts are.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -24,6 +25,9 @@ _STEP = 8
 _PARTS = (1, 2, 4, 8)
 _GAIN = 0.97
 """More parts are taken where they leave less than this share of the tokens: each makes the program larger."""
+_SPREADS = (0.5, 1.5, 3.0)
+"""Each layout is by so many standard deviations wider than the average batch needs: most batches fit the first, and
+nearly all the last."""
 
 
 class Part(NamedTuple, Generic[A]):
@@ -63,8 +67,10 @@ def widest(longest: int) -> Layout:
     return Layout(0, (longest,))
 
 
-def choose_layout(units: Sequence[Ids], documents: int, longest: int) -> Layout:
-    """The layout with the fewest tokens of those that have room for all these units.
+def choose_layouts(units: Sequence[Ids], documents: int, longest: int) -> tuple[Layout, ...]:
+    """The layouts of a run, each with room for all that the one before it takes; the last takes any prompts.
+
+    Those are chosen that pad these units to the fewest tokens, each unit in the first layout that has room for it.
 
     Args:
       units: prompts such as will come, equally many groups in each; what is laid out together is a unit.
@@ -73,28 +79,48 @@ def choose_layout(units: Sequence[Ids], documents: int, longest: int) -> Layout:
     """
     queries = len(units[0])
     rows = queries * documents
-    common = sorted({0, *(_common(group) for unit in units for group in unit)})
-    best = widest(longest)
+    best: tuple[Layout, ...] = (widest(longest),)
+    least, most_parts = float(best[0].tokens(queries, documents)), 1
+    common = {0, *(_common(group) for unit in units for group in unit)}
     for prefix in sorted({_rounded(length, longest) for length in common}):
-        rests = np.max([_longest_first(_rest_lengths(unit, documents, prefix)) for unit in units], axis=0)
+        rests = np.array([_longest_first(_rest_lengths(unit, documents, prefix)) for unit in units])
         for parts in _PARTS:
             if rows % parts:
                 continue
-            widths = tuple(_rounded(rest, longest) for rest in rests[:: rows // parts])
-            layout = Layout(prefix, widths)
-            gain = _GAIN if parts > len(best.widths) else 1.0
-            if layout.tokens(queries, documents) < gain * best.tokens(queries, documents):
-                best = layout
+            layouts = _of_parts(rests[:, :: rows // parts], prefix, longest)
+            taken = [first_fit(unit, documents, layouts, 1) for unit in units]
+            tokens = float(np.mean([layouts[level].tokens(queries, documents) for level in taken]))
+            if tokens < (_GAIN if parts > most_parts else 1.0) * least:
+                best, least, most_parts = layouts, tokens, parts
     return best
 
 
-def fits(prompts: Ids, documents: int, layout: Layout, units: int) -> bool:
-    """Whether each of `units` equal shares of the groups has room in the layout."""
-    parts = len(layout.widths)
-    return all(
-        (_longest_first(_rest_lengths(unit, documents, layout.prefix)).reshape(parts, -1)[:, 0] <= layout.widths).all()
-        for unit in split(prompts, units)
-    )
+def _of_parts(widths_UxN: np.ndarray, prefix: int, longest: int) -> tuple[Layout, ...]:
+    """Layouts of N parts for units that need these widths."""
+    mean_N, deviation_N = widths_UxN.mean(axis=0), widths_UxN.std(axis=0)
+    layouts = []
+    for spread in _SPREADS:
+        # No part is narrower than the one behind it, whose rows are shorter.
+        falling_N = np.maximum.accumulate((mean_N + spread * deviation_N)[::-1])[::-1]
+        layouts.append(Layout(prefix, tuple(_rounded(width, longest) for width in falling_N)))
+    return tuple(dict.fromkeys((*layouts, widest(longest))))
+
+
+def first_fit(prompts: Ids, documents: int, layouts: Sequence[Layout], units: int) -> int:
+    """Which of the layouts is the first with room for each of `units` equal shares of the groups.
+
+    Raises:
+      ValueError: none has room.
+    """
+    for level, layout in enumerate(layouts):
+        if all(_fits(unit, documents, layout) for unit in split(prompts, units)):
+            return level
+    raise ValueError(f"no room in {layouts[-1]} for {max(len(ids) for group in prompts for ids in group)} tokens")
+
+
+def _fits(unit: Ids, documents: int, layout: Layout) -> bool:
+    lengths = _longest_first(_rest_lengths(unit, documents, layout.prefix))
+    return bool((lengths.reshape(len(layout.widths), -1)[:, 0] <= layout.widths).all())
 
 
 def arrange(prompts: Ids, documents: int, layout: Layout, units: int, pad_id: int) -> GroupPrompts[np.ndarray]:
@@ -103,7 +129,7 @@ def arrange(prompts: Ids, documents: int, layout: Layout, units: int, pad_id: in
     A place without a prompt is one token of padding.
 
     Raises:
-      ValueError: a prompt has no room (see `fits`).
+      ValueError: a prompt has no room (see `first_fit`).
     """
     prefixes: list[list[int]] = []
     parts: list[list[tuple[list[int], int]]] = [[] for _ in layout.widths]
@@ -148,8 +174,8 @@ def _longest_first(lengths: np.ndarray) -> np.ndarray:
     return np.sort(lengths)[::-1]
 
 
-def _rounded(length: int, longest: int) -> int:
-    return min(-(-int(length) // _STEP) * _STEP, longest)
+def _rounded(length: float, longest: int) -> int:
+    return min(math.ceil(length / _STEP) * _STEP, longest)
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

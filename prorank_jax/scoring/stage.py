@@ -20,17 +20,17 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, check_rows, everywhere, own_rows, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, largest, own_rows, split_rows
 from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState, Watch, open_state
 from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
-from prorank_jax.scoring.layout import choose_layout, fits, split, widest
+from prorank_jax.scoring.layout import choose_layouts, first_fit, split
 from prorank_jax.scoring.step import make_step
 
 _SAMPLE = 16
-"""Steps whose prompts the layout of the batches is chosen by."""
+"""Steps whose prompts the layouts of the batches are chosen by."""
 
 HEADLINE = ("loss", "top1_accuracy", "margin", METRIC)
 
@@ -115,15 +115,15 @@ def train_score(
     if _ended(config, done, checkpoints):
         return result(state)
     sample = [_encoded(groups, prompt, number, config.queries_per_step) for number in range(1, _SAMPLE + 1)]
-    layout = choose_layout([unit for drawn in sample for unit in split(drawn.prompts, units)], documents, longest)
+    layouts = choose_layouts([unit for drawn in sample for unit in split(drawn.prompts, units)], documents, longest)
     watch = Watch("score", checkpoints)
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
         if development is not None and not read_metrics(folder / FILE_NAME):
             writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
         for number, drawn in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
-            taken = layout if everywhere(fits(drawn.prompts, documents, layout, own_units)) else widest(longest)
-            batch = group_batch(drawn, documents, taken, own_units, prompt.pad_id)
+            layout = layouts[largest(first_fit(drawn.prompts, documents, layouts, own_units))]
+            batch = group_batch(drawn, documents, layout, own_units, prompt.pad_id)
             state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
             watch.add(number, metrics)
             tokens += drawn.tokens * config.queries_per_step // len(own)
