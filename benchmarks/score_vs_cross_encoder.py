@@ -9,11 +9,13 @@ tokenisation, padding, loss, gradient, AdamW. The trainer gets its rows before t
 BinaryCrossEntropyLoss on pairs; `listwise` is its ListNetLoss, whose targets are a softmax of the labels, so that our
 `listwise_softmax` gets the labels' exponentials.
 
-Two processes live side by side and take turns, so that they never compute at once. They go through the same batches
-twice: the first time warms up, so that all shapes are compiled; of the second one the medians count. Memory is the
-most that a process held resident, compilation included, and how much that is above what it held before its first
-step. The benchmark fails unless both scored the given prompts, and unless their losses of the first step are equal to
-1e-4. Measure on an idle machine: beside other work torch may take ten times as long.
+Two processes live side by side and take turns, so that they never compute at once. A turn is a pass through the same
+batches, step by step as in training: the first step behind the other's turn takes up to a third longer, which would
+count in every step if the turns were single steps. The first pass warms up, so that all shapes are compiled; of the
+other two the medians count. Memory is the most that a process held resident, compilation included, and how much that
+is above what it held before its first step. The benchmark fails unless both scored the given prompts, and unless their
+losses of the first step are equal to 1e-4. Measure on an idle machine: beside other work torch may take ten times as
+long.
 
 The trainer computes float32 without compilation, with its default attention (PyTorch's own). ListNetLoss computes as
 many pairs at a time as there are queries, its default, so that it pads to the longest document of 8.
@@ -53,6 +55,8 @@ OPTIMIZER: dict[str, Any] = {
 }
 CONSTANT = 1_000_000
 """Steps of a schedule so long that the learning rate stays what it is, as the trainer's does."""
+PASSES = 3
+"""Through the batches; the first one warms up."""
 TOLERANCE = 1e-4
 """Between the losses of the first step."""
 
@@ -176,7 +180,7 @@ def targets(loss: str, labels: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def measure(work: Work) -> dict[str, dict[str, Any]]:
-    """All steps of both, taken in turns; the second half is timed."""
+    """All steps of both, a pass in turns."""
     systems: dict[str, Callable[[Turns, Work], None]] = {"ours": serve_ours, "theirs": serve_theirs}
     steps: dict[str, list[Step]] = {name: [] for name in systems}
     with ExitStack() as stack:
@@ -187,9 +191,10 @@ def measure(work: Work) -> dict[str, dict[str, Any]]:
             # Its first step is over, imports and compilation too, before the next one starts.
             ask[name] = stack.enter_context(alive(name, child, task))
             steps[name].append(ask[name]())
-        for _ in work.batches[1:]:
+        a_pass = len(work.batches) // PASSES
+        for number in range(PASSES):
             for name in systems:
-                steps[name].append(ask[name]())
+                steps[name] += [ask[name]() for _ in range(a_pass - (number == 0))]
     for name, of in steps.items():
         for number, (step, prompts) in enumerate(zip(of, work.ids, strict=True)):
             if step.prompts != prompts:
@@ -202,7 +207,7 @@ def measure(work: Work) -> dict[str, dict[str, Any]]:
 
 def summary(steps: list[Step]) -> dict[str, Any]:
     """What is written of one side."""
-    timed = steps[len(steps) // 2 :]
+    timed = steps[len(steps) // PASSES :]
     before, peak = steps[0].before_bytes / 2**20, steps[-1].peak_bytes / 2**20
     seconds = statistics.median(step.seconds for step in timed)
     return {
@@ -240,7 +245,7 @@ def headline(cases: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--steps", type=int, default=6, help="batches, each of which is trained on twice")
+    arguments.add_argument("--steps", type=int, default=6, help="batches of a pass")
     arguments.add_argument("--cases", choices=list(LOSSES), nargs="+", default=list(LOSSES), help="losses")
     options = arguments.parse_args()
     cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -252,7 +257,7 @@ def main() -> None:
         columns = "".join(f"{f'{side}: pairs/s':>15}{'MiB':>7}{'loss 1':>9}" for side in ("ours", "theirs"))
         print(f"{'':8}{columns}{'ours/theirs':>13}")
         for case in options.cases:
-            cases[case] = measure(Work(exported, case, batches * 2, ids * 2, OPTIMIZER))
+            cases[case] = measure(Work(exported, case, batches * PASSES, ids * PASSES, OPTIMIZER))
             print(report(case, cases[case]), flush=True)
             for side, of in cases[case].items():
                 if of["other_cores"] > 0.1:
