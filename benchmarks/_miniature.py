@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prorank_jax.config import parse_config
+from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import Collection, read_beir
 from prorank_jax.data.candidates import Run, bm25_run
 from prorank_jax.data.examples import JudgedSource, Selection

@@ -57,7 +57,7 @@ def write_titles(data: Path, out: Path) -> None:
 
 def train_both(data: Path, workdir: Path, steps: tuple[int, int], seed: int) -> Path:
     """Trains both parts and returns the model's folder."""
-    from prorank_jax.config import parse_config
+    from prorank_jax.config_file import parse_config
     from prorank_jax.train import train
 
     write_titles(data, workdir / "titles")

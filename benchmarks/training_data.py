@@ -73,7 +73,7 @@ def write_rows(file: Path, rows: int) -> int:
 
 def prepare_rows(file: Path, out: Path) -> Prepared:
     """Prepares the file."""
-    from prorank_jax.data.prepared import prepare
+    from prorank_jax.data.prepare import prepare
 
     start = time.perf_counter()
     prepared = prepare(file, out, single=False, positives_only=True)

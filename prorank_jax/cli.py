@@ -63,7 +63,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: warmup.steps=50 ...")] = None,
 ) -> None:
     """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
-    from prorank_jax.config import load_config
+    from prorank_jax.config_file import load_config
     from prorank_jax.report import markdown_table
     from prorank_jax.train import train as train_run
 
@@ -165,7 +165,7 @@ def data_prepare(
     ] = False,
 ) -> None:
     """Write files of rows as ArrayRecord, which training reads by position; training does it by itself too."""
-    from prorank_jax.data.prepared import prepare
+    from prorank_jax.data.prepare import prepare
 
     positives_only = not for_scores and not single
     prepared = prepare(files, out, single=single, positives_only=positives_only, remedy="give another --out")

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from prorank_jax.card import RECORD, Record, read_record, run_record, write_record
-from prorank_jax.config import RunConfig, load_config
+from prorank_jax.config import RunConfig
+from prorank_jax.config_file import load_config
 from prorank_jax.cross_encoder import causal_files, classifier_files
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params

@@ -14,7 +14,8 @@ import pytrec_eval
 import yaml
 from conftest import Prorank
 
-from prorank_jax.config import RunConfig, parse_config
+from prorank_jax.config import RunConfig
+from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, read_run
 from prorank_jax.demo import run as demo_run

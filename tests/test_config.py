@@ -7,16 +7,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from prorank_jax.config import (
-    GrpoConfig,
-    LoraConfig,
-    RunConfig,
-    SupervisedConfig,
-    differences,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from prorank_jax.config import GrpoConfig, LoraConfig, RunConfig, SupervisedConfig
+from prorank_jax.config_file import differences, dump_config, load_config, parse_config
 from prorank_jax.errors import InputError
 
 FILE = """\

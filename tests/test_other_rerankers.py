@@ -10,7 +10,8 @@ from prompts import TASK, random_pairs, whole
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedTokenizerFast
 
-from prorank_jax.config import PromptConfig, parse_config
+from prorank_jax.config import PromptConfig
+from prorank_jax.config_file import parse_config
 from prorank_jax.cross_encoder import causal_files
 from prorank_jax.errors import InputError
 from prorank_jax.model.hf import load_pretrained

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from prorank_jax.config import DataConfig
-from prorank_jax.data import prepared
+from prorank_jax.data import prepare as preparing
 from prorank_jax.data.examples import Example, Group, JudgedSource
 from prorank_jax.data.mixture import open_mixture
-from prorank_jax.data.prepared import PreparedFolder, RowSource, Target, open_prepared, prepare
+from prorank_jax.data.prepare import prepare
+from prorank_jax.data.prepared import PreparedFolder, RowSource, Target, open_prepared
 from prorank_jax.errors import InputError
 
 RNG = np.random.default_rng
@@ -85,14 +86,14 @@ def test_rows_of_other_shapes_are_groups_as_they_are(tmp_path: Path):
 
 
 def test_groups_go_into_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepared, "SHARD_GROUPS", 4)
+    monkeypatch.setattr(preparing, "SHARD_GROUPS", 4)
     folder = made(write(tmp_path / "rows.jsonl", pointwise(*((f"q{i}", f"d{i}", 1) for i in range(10)))))
     assert [shard.groups for shard in folder.shards] == [4, 4, 2]
     assert [group.query for group in all_groups(folder)] == [f"q{i}" for i in range(10)]
 
 
 def test_a_query_with_too_many_rows_becomes_several_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepared, "MOST_DOCUMENTS", 3)
+    monkeypatch.setattr(preparing, "MOST_DOCUMENTS", 3)
     folder = made(write(tmp_path / "rows.jsonl", pointwise(*(("q", f"d{i}", 1) for i in range(7)))))
     assert [len(group.documents) for group in all_groups(folder)] == [3, 3, 1]
 
@@ -122,7 +123,7 @@ def test_a_finished_preparation_is_used_again(tmp_path: Path, monkeypatch: pytes
     file = write(tmp_path / "rows.jsonl", ROWS)
     folder = made(file)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "_write", fail)
+        patch.setattr(preparing, "_write", fail)
         assert made(file) == folder == open_prepared(tmp_path / "out")
         # What it was made of, or how, has changed.
         with pytest.raises(AssertionError, match="prepared again"):
@@ -136,8 +137,8 @@ def test_a_finished_preparation_is_used_again(tmp_path: Path, monkeypatch: pytes
 def test_an_interrupted_preparation_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = write(tmp_path / "rows.jsonl", pointwise(*((f"q{i}", "d", 1) for i in range(10))))
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "SHARD_GROUPS", 2)
-        patch.setattr(prepared, "write_atomically", fail)
+        patch.setattr(preparing, "SHARD_GROUPS", 2)
+        patch.setattr(preparing, "write_atomically", fail)
         with pytest.raises(AssertionError):
             made(file)
     assert len(list((tmp_path / "out").glob("groups-*"))) == 5
@@ -159,7 +160,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
 def test_one_process_prepares_while_another_waits(tmp_path: Path):
     file = write(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "out").mkdir()
-    with prepared._alone(tmp_path / "out"):
+    with preparing._alone(tmp_path / "out"):
         waiting = multiprocessing.get_context("spawn").Process(target=made, args=(file,))
         waiting.start()
         waiting.join(1.0)

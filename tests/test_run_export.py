@@ -19,7 +19,8 @@ from sentence_transformers import CrossEncoder
 
 from prorank_jax import card
 from prorank_jax.card import Record, public_name, read_record, run_record
-from prorank_jax.config import RunConfig, dump_config, parse_config
+from prorank_jax.config import RunConfig
+from prorank_jax.config_file import dump_config, parse_config
 from prorank_jax.errors import InputError
 from prorank_jax.export import export_checkpoint
 from prorank_jax.model.hf import load_pretrained

@@ -11,7 +11,8 @@ import pytest
 from meshes import mesh_of
 from small_decoder import random_params, small_config
 
-from prorank_jax.config import DevConfig, RunConfig, parse_config
+from prorank_jax.config import DevConfig, RunConfig
+from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.examples import Group
 from prorank_jax.errors import InputError

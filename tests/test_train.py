@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from prorank_jax.config import RunConfig, dump_config, load_config, parse_config
+from prorank_jax.config import RunConfig
+from prorank_jax.config_file import dump_config, load_config, parse_config
 from prorank_jax.errors import InputError
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.reranker import Reranker

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from prorank_jax.config import GrpoConfig, PromptConfig, RunConfig, SupervisedConfig, parse_config
+from prorank_jax.config import GrpoConfig, PromptConfig, RunConfig, SupervisedConfig
+from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection

@@ -12,7 +12,8 @@ from prorank_jax.config import GAINS, DataConfig, Loss, SourceConfig
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection, Source
-from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared, prepare
+from prorank_jax.data.prepare import prepare
+from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared
 from prorank_jax.errors import InputError
 
 _BEIR = ("corpus.jsonl", "queries.jsonl", "qrels")

@@ -1,55 +1,38 @@
-"""Rows of training data prepared once: groups in ArrayRecord files, read by position.
+"""A folder of prepared training data: groups in ArrayRecord files, read by position.
 
     prepared.json               what the folder holds and what it was made of; written last, so that a folder has it
                                 only when it is whole
     groups-00000.array_record   a group a record, as compact JSON: query, instruction, documents, labels, scores
 
-Consecutive pointwise rows of one query and instruction become one group. Neither preparing nor reading needs memory
-that grows with the number of rows.
+`prepare.py` writes it. Reading takes no memory that grows with the number of groups.
 """
 
 import bisect
-import fcntl
 import json
-import logging
-import math
-import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
-from prorank_jax.data.candidates import write_atomically
 from prorank_jax.data.examples import Example, Group
-from prorank_jax.data.files import HUB, Row, find_files, read_rows
 from prorank_jax.errors import InputError
-
-_log = logging.getLogger(__name__)
 
 Target = Literal["label", "score", "sigmoid", "softmax"]
 
 ABOUT = "prepared.json"
 VERSION = 1
-SHARD_GROUPS = 500_000
-MOST_DOCUMENTS = 1024
-"""Documents of a group; the rows of a query that has more become several groups."""
-_SHARDS = "groups-*.array_record"
 # One thread reads one record: what is read ahead of it would be thrown away.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"
-# Single records are read: a chunk of more would be read and unpacked whole for each.
-_WRITER_OPTIONS = "group_size:1,zstd:1"
-_SECONDS_BETWEEN_NOTES = 30.0
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
+    """A group as it lies in a file."""
+
     query: str
     instruction: str | None
     documents: list[str]
@@ -59,6 +42,9 @@ class _Record(NamedTuple):
     @property
     def has_positive(self) -> bool:
         return any(label > 0 for label in self.labels)
+
+    def packed(self) -> bytes:
+        return json.dumps(self, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 class Shard(NamedTuple):
@@ -92,59 +78,13 @@ class PreparedFolder:
     shards: tuple[Shard, ...]
 
 
-def prepare(
-    path: str | Path,
-    out: Path,
-    *,
-    single: bool,
-    positives_only: bool,
-    remedy: str = "name another folder in data.cache",
-) -> PreparedFolder:
-    """Prepares rows into the folder `out`, unless it was done before from the same files and in the same way.
-
-    Of several processes that prepare one folder, the first does it and the others wait.
-
-    Args:
-      path: what `files.find_files` takes.
-      single: make a group of each document alone, for losses that learn from single pairs.
-      positives_only: skip the groups without a relevant document, from which a ranking loss of labels learns nothing;
-        they are counted in one warning.
-      remedy: what to do where `out` cannot be written, for the message.
-
-    Raises:
-      InputError: as `files.read_rows`; no group is left; `out` cannot be written.
-    """
-    files = find_files(path)
-    made_of = {
-        "version": VERSION,
-        "single": single,
-        "positives_only": positives_only,
-        "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _alone(out):
-            if (about := _read_about(out)) is not None and about["made_of"] == made_of:
-                return open_prepared(out)
-            (out / ABOUT).unlink(missing_ok=True)
-            for unfinished in out.glob(_SHARDS):
-                unfinished.unlink()
-            prepared = _write(path, out, single, positives_only)
-            about = asdict(prepared) | {"made_of": made_of}
-            del about["folder"]
-            write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-            return prepared
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); {remedy}") from None
-
-
 def open_prepared(folder: Path) -> PreparedFolder:
     """A prepared folder as it is.
 
     Raises:
       InputError: there is none, or it is damaged.
     """
-    about = _read_about(folder)
+    about = read_about(folder)
     if about is None:
         raise InputError(f"{folder}: holds no {ABOUT} of this version; remove the folder, and it is prepared again")
     del about["made_of"]
@@ -154,6 +94,15 @@ def open_prepared(folder: Path) -> PreparedFolder:
         if not file.is_file() or file.stat().st_size != shard.size:
             raise InputError(f"{file}: is not the file that {ABOUT} lists; remove the folder, and it is prepared again")
     return PreparedFolder(folder=folder, shards=shards, **about)
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """What `prepared.json` says; None where it is missing, damaged or of another version."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return about if about["made_of"]["version"] == VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -214,7 +163,7 @@ class RowSource:
 
         return one(1), one(0)
 
-    def _choose(self, record: _Record, rng: np.random.Generator, size: int) -> list[int]:
+    def _choose(self, record: Record, rng: np.random.Generator, size: int) -> list[int]:
         order = [int(i) for i in rng.permutation(len(record.documents))]
         if self.target != "label":
             return order[:size]
@@ -222,8 +171,8 @@ class RowSource:
         first = [of_kind[0] for of_kind in kinds if of_kind][:size]
         return first + [i for i in order if i not in first][: size - len(first)]
 
-    def _read(self, index: int) -> _Record:
-        return _Record(*json.loads(self._records[index]))
+    def _read(self, index: int) -> Record:
+        return Record(*json.loads(self._records[index]))
 
 
 class _Records:
@@ -256,133 +205,3 @@ def _targets(target: Target, scores: np.ndarray) -> tuple[float, ...]:
     elif target == "softmax":
         scores = np.exp(scores - np.logaddexp.reduce(scores))
     return tuple(scores.tolist())
-
-
-def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
-    tally = _Tally(str(path))
-    records = tally.kept(_grouped(tally.counted(read_rows(path)), single), positives_only)
-    shards: list[Shard] = []
-    for first in records:
-        file = out / f"groups-{len(shards):05d}.array_record"
-        writer = ArrayRecordWriter(str(file), _WRITER_OPTIONS)
-        try:
-            for record in chain([first], islice(records, SHARD_GROUPS - 1)):
-                writer.write(_packed(record))
-        finally:
-            writer.close()
-        shards.append(Shard(file.name, file.stat().st_size, tally.groups - sum(shard.groups for shard in shards)))
-    if not shards:
-        raise InputError(
-            f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
-            "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
-        )
-    if tally.skipped:
-        _log.warning(
-            "%s: %d of %d groups have no relevant document and are skipped",
-            path,
-            tally.skipped,
-            tally.skipped + tally.groups,
-        )
-    return PreparedFolder(
-        folder=out,
-        shape=tally.shape,
-        single=single,
-        scored=tally.scored,
-        rows=tally.rows,
-        groups=tally.groups,
-        skipped=tally.skipped,
-        without_positive=tally.without_positive,
-        lowest_label=tally.lowest_label,
-        longest_instruction=tally.longest_instruction,
-        shards=tuple(shards),
-    )
-
-
-class _Tally:
-    """Counts what passes, and says on standard error how far a long preparation is."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.shape, self.scored = name, "", False
-        self.rows = self.groups = self.skipped = self.without_positive = 0
-        self.lowest_label = math.inf
-        self.longest_instruction: str | None = None
-
-    def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
-        started = noted = time.monotonic()
-        for row in rows:
-            self.rows += 1
-            if self.rows == 1:
-                self.shape, self.scored = row.shape, row.scores is not None
-            self.lowest_label = min(self.lowest_label, *row.labels)
-            if row.instruction and len(row.instruction) > len(self.longest_instruction or ""):
-                self.longest_instruction = row.instruction
-            if self.rows % 1000 == 0 and (now := time.monotonic()) - noted > _SECONDS_BETWEEN_NOTES:
-                noted = now
-                print(f"{self.name}: {self.rows:,} rows in {now - started:.0f} s", file=sys.stderr, flush=True)
-            yield row
-
-    def kept(self, records: Iterable[_Record], positives_only: bool) -> Iterator[_Record]:
-        for record in records:
-            if not record.has_positive:
-                if positives_only:
-                    self.skipped += 1
-                    continue
-                self.without_positive += 1
-            self.groups += 1
-            yield record
-
-
-def _grouped(rows: Iterable[Row], single: bool) -> Iterator[_Record]:
-    """Groups of rows; `single` makes one of each document."""
-    waiting: _Record | None = None
-    for row in rows:
-        if single:
-            for i, document in enumerate(row.documents):
-                scores = None if row.scores is None else [row.scores[i]]
-                yield _Record(row.query, row.instruction, [document], [row.labels[i]], scores)
-            continue
-        # Only a pointwise row is a part of a group.
-        partial = row.shape.startswith("query, document,")
-        if waiting is not None and not (
-            partial
-            and (waiting.query, waiting.instruction) == (row.query, row.instruction)
-            and len(waiting.documents) < MOST_DOCUMENTS
-        ):
-            yield waiting
-            waiting = None
-        if waiting is None:
-            scores = None if row.scores is None else list(row.scores)
-            waiting = _Record(row.query, row.instruction, list(row.documents), list(row.labels), scores)
-        else:
-            waiting.documents.extend(row.documents)
-            waiting.labels.extend(row.labels)
-            if waiting.scores is not None:
-                waiting.scores.extend(row.scores or ())
-    if waiting is not None:
-        yield waiting
-
-
-def _packed(record: _Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-
-def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
-    """What changes when a file does; the cache of the hub has the revision in a file's path."""
-    found = file.stat()
-    return [str(file.absolute()), found.st_size, 0 if on_hub else found.st_mtime_ns]
-
-
-def _read_about(folder: Path) -> dict[str, Any] | None:
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return about if about["made_of"]["version"] == VERSION else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

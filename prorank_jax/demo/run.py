@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from prorank_jax.card import add_measurement
-from prorank_jax.config import RunConfig, parse_config
+from prorank_jax.config import RunConfig
+from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import bm25_run, write_atomically
 from prorank_jax.data.examples import JudgedSource, Selection

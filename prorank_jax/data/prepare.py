@@ -1,0 +1,198 @@
+"""Rows of training data become ArrayRecord files, once: groups that `prepared.py` reads by position.
+
+Consecutive pointwise rows of one query and instruction become one group. Preparing takes no memory that grows with
+the number of rows.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from prorank_jax.data.candidates import write_atomically
+from prorank_jax.data.files import HUB, Row, find_files, read_rows
+from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
+from prorank_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+SHARD_GROUPS = 500_000
+MOST_DOCUMENTS = 1024
+"""Documents of a group; the rows of a query that has more become several groups."""
+_SHARDS = "groups-*.array_record"
+# Single records are read: a chunk of more would be read and unpacked whole for each.
+_WRITER_OPTIONS = "group_size:1,zstd:1"
+_SECONDS_BETWEEN_NOTES = 30.0
+
+
+def prepare(
+    path: str | Path,
+    out: Path,
+    *,
+    single: bool,
+    positives_only: bool,
+    remedy: str = "name another folder in data.cache",
+) -> PreparedFolder:
+    """Prepares rows into the folder `out`, unless it was done before from the same files and in the same way.
+
+    Of several processes that prepare one folder, the first does it and the others wait.
+
+    Args:
+      path: what `files.find_files` takes.
+      single: make a group of each document alone, for losses that learn from single pairs.
+      positives_only: skip the groups without a relevant document, from which a ranking loss of labels learns nothing;
+        they are counted in one warning.
+      remedy: what to do where `out` cannot be written, for the message.
+
+    Raises:
+      InputError: as `files.read_rows`; no group is left; `out` cannot be written.
+    """
+    files = find_files(path)
+    made_of = {
+        "version": VERSION,
+        "single": single,
+        "positives_only": positives_only,
+        "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            if (about := read_about(out)) is not None and about["made_of"] == made_of:
+                return open_prepared(out)
+            (out / ABOUT).unlink(missing_ok=True)
+            for unfinished in out.glob(_SHARDS):
+                unfinished.unlink()
+            prepared = _write(path, out, single, positives_only)
+            about = asdict(prepared) | {"made_of": made_of}
+            del about["folder"]
+            write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            return prepared
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); {remedy}") from None
+
+
+def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
+    tally = _Tally(str(path))
+    records = tally.kept(_grouped(tally.counted(read_rows(path)), single), positives_only)
+    shards: list[Shard] = []
+    for first in records:
+        file = out / f"groups-{len(shards):05d}.array_record"
+        writer = ArrayRecordWriter(str(file), _WRITER_OPTIONS)
+        try:
+            for record in chain([first], islice(records, SHARD_GROUPS - 1)):
+                writer.write(record.packed())
+        finally:
+            writer.close()
+        shards.append(Shard(file.name, file.stat().st_size, tally.groups - sum(shard.groups for shard in shards)))
+    if not shards:
+        raise InputError(
+            f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
+            "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
+        )
+    if tally.skipped:
+        _log.warning(
+            "%s: %d of %d groups have no relevant document and are skipped",
+            path,
+            tally.skipped,
+            tally.skipped + tally.groups,
+        )
+    return PreparedFolder(
+        folder=out,
+        shape=tally.shape,
+        single=single,
+        scored=tally.scored,
+        rows=tally.rows,
+        groups=tally.groups,
+        skipped=tally.skipped,
+        without_positive=tally.without_positive,
+        lowest_label=tally.lowest_label,
+        longest_instruction=tally.longest_instruction,
+        shards=tuple(shards),
+    )
+
+
+class _Tally:
+    """Counts what passes, and says on standard error how far a long preparation is."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.shape, self.scored = name, "", False
+        self.rows = self.groups = self.skipped = self.without_positive = 0
+        self.lowest_label = math.inf
+        self.longest_instruction: str | None = None
+
+    def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        started = noted = time.monotonic()
+        for row in rows:
+            self.rows += 1
+            if self.rows == 1:
+                self.shape, self.scored = row.shape, row.scores is not None
+            self.lowest_label = min(self.lowest_label, *row.labels)
+            if row.instruction and len(row.instruction) > len(self.longest_instruction or ""):
+                self.longest_instruction = row.instruction
+            if self.rows % 1000 == 0 and (now := time.monotonic()) - noted > _SECONDS_BETWEEN_NOTES:
+                noted = now
+                print(f"{self.name}: {self.rows:,} rows in {now - started:.0f} s", file=sys.stderr, flush=True)
+            yield row
+
+    def kept(self, records: Iterable[Record], positives_only: bool) -> Iterator[Record]:
+        for record in records:
+            if not record.has_positive:
+                if positives_only:
+                    self.skipped += 1
+                    continue
+                self.without_positive += 1
+            self.groups += 1
+            yield record
+
+
+def _grouped(rows: Iterable[Row], single: bool) -> Iterator[Record]:
+    """Groups of rows; `single` makes one of each document."""
+    waiting: Record | None = None
+    for row in rows:
+        if single:
+            for i, document in enumerate(row.documents):
+                scores = None if row.scores is None else [row.scores[i]]
+                yield Record(row.query, row.instruction, [document], [row.labels[i]], scores)
+            continue
+        # Only a pointwise row is a part of a group.
+        partial = row.shape.startswith("query, document,")
+        if waiting is not None and not (
+            partial
+            and (waiting.query, waiting.instruction) == (row.query, row.instruction)
+            and len(waiting.documents) < MOST_DOCUMENTS
+        ):
+            yield waiting
+            waiting = None
+        if waiting is None:
+            scores = None if row.scores is None else list(row.scores)
+            waiting = Record(row.query, row.instruction, list(row.documents), list(row.labels), scores)
+        else:
+            waiting.documents.extend(row.documents)
+            waiting.labels.extend(row.labels)
+            if waiting.scores is not None:
+                waiting.scores.extend(row.scores or ())
+    if waiting is not None:
+        yield waiting
+
+
+def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
+    """What changes when a file does; the cache of the hub has the revision in a file's path."""
+    found = file.stat()
+    return [str(file.absolute()), found.st_size, 0 if on_hub else found.st_mtime_ns]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
