@@ -56,6 +56,8 @@ def train(config: RunConfig, workdir: Path) -> Trained:
         check_score(config.score, mesh)
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
+    dev = config.score.dev if config.score else None
+    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
     mixture = open_mixture(config.data, workdir / "data", single=single, losses=losses)
@@ -65,8 +67,6 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     # Both streams draw once here, so that a warmup does not run before the other is refused.
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
-    dev = config.score.dev if config.score else None
-    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
     open_run_folder(config, workdir)
 
     warmed_up = pretrained.params

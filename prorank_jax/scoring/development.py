@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from prorank_jax.config import DevConfig
 from prorank_jax.data.beir import Collection, read_beir
 from prorank_jax.data.candidates import Run, candidates
 from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.errors import InputError
 from prorank_jax.evaluate import PairScorer, rerank
 from prorank_jax.model.decoder import Params
 
@@ -29,8 +31,12 @@ class Development:
         """Reads the collection, `training` where the configuration names none, and retrieves its candidates.
 
         Raises:
-          InputError: no such collection or split, or nothing retrieved.
+          InputError: no such collection or split, nothing retrieved, or no collection named where `training` is none.
         """
+        if config.path is None and not (Path(training) / "corpus.jsonl").exists():
+            raise InputError(
+                f"config: score.dev.path: left out, and data.path={training} is no BEIR folder to measure on; name one"
+            )
         collection = read_beir(config.path or training, config.split)
         if config.queries is not None and config.queries < len(collection.queries):
             names = list(collection.queries)
