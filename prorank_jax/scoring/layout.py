@@ -83,21 +83,24 @@ def choose_layouts(units: Sequence[Ids], documents: int, longest: int) -> tuple[
     least, most_parts = float(best[0].tokens(queries, documents)), 1
     common = {0, *(_common(group) for unit in units for group in unit)}
     for prefix in sorted({_rounded(length, longest) for length in common}):
-        rests = np.array([_longest_first(_rest_lengths(unit, documents, prefix)) for unit in units])
+        rests_UxR = np.array([_longest_first(_rest_lengths(unit, documents, prefix)) for unit in units])
         for parts in _PARTS:
             if rows % parts:
                 continue
-            layouts = _of_parts(rests[:, :: rows // parts], prefix, longest)
-            taken = [first_fit(unit, documents, layouts, 1) for unit in units]
-            tokens = float(np.mean([layouts[level].tokens(queries, documents) for level in taken]))
+            needed_UxN = rests_UxR[:, :: rows // parts]
+            layouts = _of_parts(needed_UxN, prefix, longest)
+            tokens_U = np.full(len(units), layouts[-1].tokens(queries, documents))
+            for layout in layouts[-2::-1]:
+                tokens_U[(needed_UxN <= layout.widths).all(axis=1)] = layout.tokens(queries, documents)
+            tokens = float(tokens_U.mean())
             if tokens < (_GAIN if parts > most_parts else 1.0) * least:
                 best, least, most_parts = layouts, tokens, parts
     return best
 
 
-def _of_parts(widths_UxN: np.ndarray, prefix: int, longest: int) -> tuple[Layout, ...]:
+def _of_parts(needed_UxN: np.ndarray, prefix: int, longest: int) -> tuple[Layout, ...]:
     """Layouts of N parts for units that need these widths."""
-    mean_N, deviation_N = widths_UxN.mean(axis=0), widths_UxN.std(axis=0)
+    mean_N, deviation_N = needed_UxN.mean(axis=0), needed_UxN.std(axis=0)
     layouts = []
     for spread in _SPREADS:
         # No part is narrower than the one behind it, whose rows are shorter.
