@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from prorank_jax.config import OptimizerConfig
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import shardings, split_rows
+from prorank_jax.runtime.mesh import largest, shardings, split_rows
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState, Watch, descend, make_gradient_step, open_state
 
@@ -277,3 +278,11 @@ def test_large_and_small_numbers_are_finite(checkpoints: Checkpoints) -> None:
     watch = Watch("warmup", checkpoints)
     watch.add(1, metrics_of(loss=3e38, grad_norm=0.0, kl=-1e-45))
     watch.catch_up()
+
+
+def test_processes_agree_on_the_largest_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes the layout that has room for the rows of every process."""
+    assert largest(2) == 2
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, np.array(3), np.array(1)]))
+    assert (largest(2), largest(5)) == (3, 5)

@@ -53,6 +53,11 @@ class Collection:
         )
 
 
+def is_beir(path: str | Path) -> bool:
+    """Whether a path is a BEIR folder, whole or not."""
+    return any((Path(path) / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
+
+
 def read_beir(path: str | Path, split: str) -> Collection:
     """Reads one split of a BEIR folder.
 

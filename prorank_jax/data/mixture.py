@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prorank_jax.config import GAINS, DataConfig, Loss, SourceConfig
-from prorank_jax.data.beir import read_beir
+from prorank_jax.data.beir import is_beir, read_beir
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection, Source
 from prorank_jax.data.prepare import prepare
 from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared
 from prorank_jax.errors import InputError
 
-_BEIR = ("corpus.jsonl", "queries.jsonl", "qrels")
 _OF_BEIR = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
 
 
@@ -58,7 +57,7 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losse
 
 def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
     folder = Path(config.path)
-    if any((folder / name).exists() for name in _BEIR):
+    if is_beir(folder):
         return _open_judged(place, config)
     for field, value in config.model_dump(include=set(_OF_BEIR)).items():
         if value != SourceConfig.model_fields[field].default:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from prorank_jax.config import DevConfig
-from prorank_jax.data.beir import Collection, read_beir
+from prorank_jax.data.beir import Collection, is_beir, read_beir
 from prorank_jax.data.candidates import Run, candidates
 from prorank_jax.data.ndcg import ndcg_at_10
 from prorank_jax.errors import InputError
@@ -33,7 +32,7 @@ class Development:
         Raises:
           InputError: no such collection or split, nothing retrieved, or no collection named where `training` is none.
         """
-        if config.path is None and not (Path(training) / "corpus.jsonl").exists():
+        if config.path is None and not is_beir(training):
             raise InputError(
                 f"config: score.dev.path: left out, and data.path={training} is no BEIR folder to measure on; name one"
             )
