@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from prorank_jax import __version__
+from prorank_jax.atomic import write_atomically
 from prorank_jax.config import RunConfig
-from prorank_jax.data.candidates import write_atomically
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt
 from prorank_jax.templates import DOCUMENT, PAIR, QUERY, render

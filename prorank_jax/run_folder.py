@@ -9,9 +9,9 @@ evaluation/       run.trec and metrics.json of each collection
 from pathlib import Path
 from typing import NamedTuple
 
+from prorank_jax.atomic import write_atomically
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
-from prorank_jax.data.candidates import write_atomically
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
 

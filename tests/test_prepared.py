@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prorank_jax.atomic import alone
 from prorank_jax.config import DataConfig
 from prorank_jax.data import prepare as preparing
 from prorank_jax.data.examples import Example, Group, JudgedSource
@@ -160,7 +161,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
 def test_one_process_prepares_while_another_waits(tmp_path: Path):
     file = write(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "out").mkdir()
-    with preparing._alone(tmp_path / "out"):
+    with alone(tmp_path / "out"):
         waiting = multiprocessing.get_context("spawn").Process(target=made, args=(file,))
         waiting.start()
         waiting.join(1.0)

@@ -9,15 +9,17 @@ scores in 32 bits. Written scores are therefore strictly decreasing as 32-bit fl
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from prorank_jax.atomic import write_atomically
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.lines import read_lines, shown
 from prorank_jax.errors import InputError
+
+__all__ = ["Run", "bm25_run", "candidates", "read_run", "strictly_decreasing", "write_atomically", "write_run"]
 
 _log = logging.getLogger(__name__)
 
@@ -159,14 +161,6 @@ def strictly_decreasing(run: Mapping[str, Sequence[tuple[str, float]]]) -> Run:
             below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
             separated[query_id].append((document_id, float(below)))
     return separated
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Writes a text file so that a reader, or a run cut short, sees the old file or the whole new one."""
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:

@@ -4,21 +4,19 @@ Consecutive pointwise rows of one query and instruction become one group. Prepar
 the number of rows.
 """
 
-import fcntl
 import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from prorank_jax.data.candidates import write_atomically
+from prorank_jax.atomic import alone, write_atomically
 from prorank_jax.data.files import HUB, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
 from prorank_jax.errors import InputError
@@ -65,7 +63,7 @@ def prepare(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _alone(out):
+        with alone(out):
             if (about := read_about(out)) is not None and about["made_of"] == made_of:
                 return open_prepared(out)
             (out / ABOUT).unlink(missing_ok=True)
@@ -188,11 +186,3 @@ def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
     """What changes when a file does; the cache of the hub has the revision in a file's path."""
     found = file.stat()
     return [str(file.absolute()), found.st_size, 0 if on_hub else found.st_mtime_ns]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from prorank_jax.atomic import write_atomically
 from prorank_jax.card import add_measurement
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import bm25_run, write_atomically
+from prorank_jax.data.candidates import bm25_run
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.stream import pairs
 from prorank_jax.demo.world import write_world

@@ -1,0 +1,30 @@
+"""Files that are whole or not there, and folders that one process makes while others wait."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Writes a text file so that a reader, or a run cut short, sees the old file or the whole new one.
+
+    Raises:
+      OSError: it cannot be written; nothing of it is left.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder, which is there; the lock goes with the process that holds it."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

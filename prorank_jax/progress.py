@@ -1,0 +1,41 @@
+"""How far long work is: a bar on a terminal, plain lines elsewhere, on standard error."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def progress(what: str, total: int, shown: bool, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function that counts what has been done.
+
+    Where there is no terminal, a line as `indexing 20000/5183000` is printed at most every few seconds, and one at the
+    end.
+
+    Args:
+      what: a word for the work.
+      total: the count at its end.
+      shown: whether anything is printed.
+      done: what was done before.
+    """
+    console = Console(stderr=True)
+    lines = shown and not console.is_terminal
+    noted = time.monotonic()
+    with Progress(console=console, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+
+        def advance(count: int) -> None:
+            nonlocal done, noted
+            done += count
+            bar.advance(task, count)
+            if lines and (done >= total or time.monotonic() - noted >= SECONDS_BETWEEN_LINES):
+                noted = time.monotonic()
+                print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+        yield advance
