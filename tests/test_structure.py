@@ -19,7 +19,7 @@ LAYERS = [
     ["config", "config_file", "errors", "atomic", "progress"],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
-        *("data.", "runtime.", "model.", "warmup.", "scoring."),
+        *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
         *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "card", "export"),
     ],
     [
@@ -39,7 +39,7 @@ LAYERS = [
 ]
 ONLY_IN = {
     "flax": ["model/"],
-    "ranx": ["evaluate.py", "report.py"],
+    "ranx": ["evaluation/compiled.py"],
     "orbax": ["runtime/checkpoint.py"],
     "torch": [],
     "tensorflow": [],
