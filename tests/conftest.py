@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # A command that is started twice, as the resume tests do, compiles its step once.
 _COMPILATION_CACHE = tempfile.TemporaryDirectory(prefix="prorank_jax-tests-", ignore_cleanup_errors=True)
+# Collections are prepared here and not in the user's own cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="prorank_jax-tests-", ignore_cleanup_errors=True)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,6 +38,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["PRORANK_CACHE"] = _CACHE.name
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Workers that run tests beside one another share the folder of the process that started them.

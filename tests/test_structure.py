@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prorank_jax"
 # From the bottom up; a module imports its own layer and those below. A name ending in a dot stands for all
 # modules under it that no other line names.
 LAYERS = [
-    ["config", "config_file", "errors", "atomic", "progress"],
+    ["config", "config_file", "errors", "atomic", "progress", "cache"],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
@@ -110,10 +110,15 @@ def test_a_library_has_its_place(library):
 
 
 def test_every_module_imports_without_torch_and_tensorflow():
-    # None in sys.modules makes an import fail as if the library were not installed.
+    # None in sys.modules makes an import fail as if the library were not installed; but TFDS takes any entry there
+    # for TensorFlow itself.
     program = (
-        "import importlib, sys\n"
-        "sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
+        "import importlib, importlib.abc, sys\n"
+        "sys.modules['torch'] = None\n"
+        "class WithoutTensorFlow(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] == 'tensorflow': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, WithoutTensorFlow())\n"
         "for name in sys.argv[1:]: importlib.import_module(f'prorank_jax.{name}')\n"
     )
     subprocess.run([sys.executable, "-c", program, *modules()], check=True)

@@ -91,6 +91,21 @@ def find_files(path: str | Path) -> list[Path]:
     )
 
 
+def from_hub(repository: str, patterns: list[str], *, place: str, revision: str | None = None) -> Path:
+    """The folder with the files of a data set on the Hugging Face hub, downloaded or found in the local cache.
+
+    Raises:
+      InputError: the hub cannot give them; `place` begins the message.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except Exception as error:  # errors of the HTTP library, which is the hub's own choice, have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{place}: the hub did not give it ({reason}); download it and give the path here") from None
+
+
 def _with_suffix(paths: Iterator[Path]) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and path.name.endswith(SUFFIXES))
 
@@ -102,15 +117,7 @@ def _from_hub(url: str) -> list[Path]:
     if not owner or not name:
         raise InputError(f"{url}: names no data set; write {HUB}OWNER/NAME/FOLDER/*.parquet")
     wanted = [pattern] if pattern else [f"*{suffix}" for suffix in SUFFIXES]
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(f"{owner}/{name}", repo_type="dataset", revision=revision or None, allow_patterns=wanted)
-        )
-    except Exception as error:  # errors of the HTTP library, which is the hub's own choice, have no common base
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{url}: the hub did not give it ({reason}); download it and give the path here") from None
+    folder = from_hub(f"{owner}/{name}", wanted, revision=revision or None, place=url)
     files = _with_suffix(folder.glob(pattern) if pattern else folder.rglob("*"))
     if not files:
         raise InputError(f"{url}: matches no file of rows ({', '.join(SUFFIXES)}); mend the pattern")

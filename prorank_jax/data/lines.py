@@ -3,14 +3,17 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prorank_jax.errors import InputError
 
+Line = tuple[str, str]
+"""`(place, line)`."""
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+
+def read_lines(path: Path) -> Iterator[Line]:
     """Yields `(place, line)` for each line that is not blank; `place` is `path:number`, for messages.
 
     Lines end at a newline only. The carriage return before it and a byte order mark are dropped. A file whose name
@@ -21,22 +24,31 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                place = f"{path}:{number}"
-                try:
-                    line = raw.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{place}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
-                    ) from None
-                if number == 1:
-                    line = line.removeprefix("\ufeff")
-                if line.strip():
-                    yield place, line
+            yield from lines_of(file, str(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not readable as gzip ({error}); make or download it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a readable file") from None
+
+
+def lines_of(file: Iterable[bytes], name: str) -> Iterator[Line]:
+    """As `read_lines`, of an open file; `name` stands for the path in `place`.
+
+    Raises:
+      InputError: a line is not UTF-8.
+    """
+    for number, raw in enumerate(file, start=1):
+        place = f"{name}:{number}"
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{place}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
+            ) from None
+        if number == 1:
+            line = line.removeprefix("\ufeff")
+        if line.strip():
+            yield place, line
 
 
 def parse_object(place: str, line: str, wanted: str) -> dict[str, Any]:

@@ -7,27 +7,22 @@
 `prepare.py` writes it. Reading takes no memory that grows with the number of groups.
 """
 
-import bisect
 import json
-import threading
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from prorank_jax.data.examples import Example, Group
+from prorank_jax.data.records import Records
 from prorank_jax.errors import InputError
 
 Target = Literal["label", "score", "sigmoid", "softmax"]
 
 ABOUT = "prepared.json"
 VERSION = 1
-# One thread reads one record: what is read ahead of it would be thrown away.
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"
 
 
 class Record(NamedTuple):
@@ -136,8 +131,9 @@ class RowSource:
         return self.prepared.groups
 
     @cached_property
-    def _records(self) -> "_Records":
-        return _Records(self.prepared)
+    def _records(self) -> Records:
+        shards = self.prepared.shards
+        return Records([self.prepared.folder / shard.file for shard in shards], [shard.groups for shard in shards])
 
     def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
         record = self._read(index)
@@ -173,30 +169,6 @@ class RowSource:
 
     def _read(self, index: int) -> Record:
         return Record(*json.loads(self._records[index]))
-
-
-class _Records:
-    """The records of a folder by position, for any number of threads.
-
-    `ArrayRecordDataSource` of grain reads by a call that takes 200 us for one record, whatever its size; to seek and
-    then read takes 10. Files are opened when they are first read from.
-    """
-
-    def __init__(self, prepared: PreparedFolder) -> None:
-        self._files = [str(prepared.folder / shard.file) for shard in prepared.shards]
-        self._ends = list(accumulate(shard.groups for shard in prepared.shards))
-        self._readers: list[ArrayRecordReader | None] = [None] * len(self._files)
-        self._locks = [threading.Lock() for _ in self._files]
-
-    def __getitem__(self, index: int) -> bytes:
-        shard = bisect.bisect_right(self._ends, index)
-        with self._locks[shard]:
-            reader = self._readers[shard]
-            if reader is None:
-                reader = ArrayRecordReader(self._files[shard], _READER_OPTIONS, file_reader_buffer_size=4096)
-                self._readers[shard] = reader
-            reader.seek(index - (self._ends[shard - 1] if shard else 0))
-            return bytes(reader.read())
 
 
 def _targets(target: Target, scores: np.ndarray) -> tuple[float, ...]:
