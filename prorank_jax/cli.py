@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """The whole way on a built-in tiny model and a generated collection: a CPU, minutes."""
     from prorank_jax.demo.run import DEPTH, run_demo
-    from prorank_jax.report import markdown_table
+    from prorank_jax.tables import markdown_table
 
     summary = run_demo(workdir, seed)
     titles = {"bm25": "BM25", "base": "base model", "warmup": "after prompt warmup", "score": "after score learning"}
@@ -64,7 +64,7 @@ def train(
 ) -> None:
     """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
     from prorank_jax.config_file import load_config
-    from prorank_jax.report import markdown_table
+    from prorank_jax.tables import markdown_table
     from prorank_jax.train import train as train_run
 
     trained = train_run(load_config(config, overrides or ()), workdir)
@@ -106,7 +106,7 @@ def evaluate(
     from prorank_jax.data.beir import read_beir
     from prorank_jax.data.candidates import candidates
     from prorank_jax.evaluate import evaluate as evaluate_run
-    from prorank_jax.report import markdown_table
+    from prorank_jax.tables import markdown_table
     from prorank_jax.reranker import Reranker
     from prorank_jax.run_folder import CONFIG_FILE
 

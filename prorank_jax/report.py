@@ -1,4 +1,4 @@
-"""What a run looks like: the curves of its two stages, and tables of results."""
+"""What a run looks like: the curves of its two stages."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.metrics import FILE_NAME, Row, read_metrics
-
-Cell = float | str | None
 
 
 class Panel(NamedTuple):
@@ -81,45 +79,6 @@ def plot_curves(run_folder: Path, out_png: Path) -> None:
                 axes.legend(frameon=False, fontsize="small")
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png)
-
-
-def markdown_table(rows: Mapping[str, Mapping[str, Cell]], corner: str = "") -> str:
-    """A Markdown table, padded so that it also reads well as plain text.
-
-    Args:
-      rows: row name -> column name -> number, text or None. Columns stand in the order in which they first
-        appear; a cell that is missing, None or not a number is a dash.
-      corner: the heading over the row names.
-
-        {"bm25": {"ndcg@10": 0.31}, "base": {"accuracy": 0.5, "ndcg@10": None}} ->
-        |      | ndcg@10 | accuracy |
-        |:-----|--------:|---------:|
-        | bm25 |  0.3100 |        — |
-        | base |       — |   0.5000 |
-    """
-    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    grid = [[corner, *columns]]
-    grid += [[name, *(_text(cells.get(column)) for column in columns)] for name, cells in rows.items()]
-    first, *rest = (max(map(len, column)) for column in zip(*grid, strict=True))
-    lines = [
-        "| " + " | ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, rest, strict=True))]) + " |"
-        for name, *cells in grid
-    ]
-    rule = "|:" + "-" * (first + 1) + "|" + "".join("-" * (width + 1) + ":|" for width in rest)
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _text(value: Cell) -> str:
-    """Four digits: a metric keeps four decimals, so that its column lines up; a larger number has fewer."""
-    if value is None:
-        return "—"
-    if isinstance(value, str | int):
-        return str(value)
-    if math.isnan(value):
-        return "—"
-    if abs(value) < 10:
-        return f"{value:.4f}"
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
 
 
 def _read(path: Path) -> list[Row]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prorank_jax.errors import InputError
-from prorank_jax.report import markdown_table, plot_curves
+from prorank_jax.report import plot_curves
 
 
 def _metrics(run: Path, stage: str, rows: list[dict[str, Any]]) -> None:
@@ -83,35 +83,3 @@ def test_a_value_that_was_not_finite_is_a_gap(tmp_path: Path, figures: list[Figu
 def test_no_metrics_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no metrics of a stage here"):
         plot_curves(tmp_path, tmp_path / "curves.png")
-
-
-def test_a_table() -> None:
-    rows: dict[str, dict[str, float | str | None]] = {
-        "BM25": {"nDCG@10": 0.67891},
-        "base": {"format rate": 0.5, "nDCG@10": None, "queries": 1200},
-        "after warmup": {"format rate": 1.0, "nDCG@10": float("nan"), "minutes": 12.345, "pairs/s": 98765.4},
-    }
-    assert markdown_table(rows, corner="model").splitlines() == [
-        "| model        | nDCG@10 | format rate | queries | minutes | pairs/s |",
-        "|:-------------|--------:|------------:|--------:|--------:|--------:|",
-        "| BM25         |  0.6789 |           — |       — |       — |       — |",
-        "| base         |       — |      0.5000 |    1200 |       — |       — |",
-        "| after warmup |       — |      1.0000 |       — |   12.35 |   98765 |",
-    ]
-
-
-def test_the_docstring_example() -> None:
-    rows: dict[str, dict[str, float | str | None]] = {
-        "bm25": {"ndcg@10": 0.31},
-        "base": {"accuracy": 0.5, "ndcg@10": None},
-    }
-    documented = (markdown_table.__doc__ or "").split("->\n")[1].splitlines()[:4]
-    assert markdown_table(rows).splitlines() == [line.strip() for line in documented]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.00004, "0.0000"), (-0.12345, "-0.1235"), (9.99994, "9.9999"), (123.456, "123.5"), (1234.5, "1234"), (7, "7")],
-)
-def test_numbers_have_four_digits(value: float, text: str) -> None:
-    assert markdown_table({"row": {"x": value}}).splitlines()[2].split("|")[2].strip() == text
