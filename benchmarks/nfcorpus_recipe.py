@@ -87,7 +87,8 @@ def measure_all(data: Path, model: Path) -> dict[str, dict[str, float]]:
     import ranx
 
     from prorank_jax.data.beir import read_beir
-    from prorank_jax.data.candidates import Run, bm25_run, strictly_decreasing
+    from prorank_jax.data.bm25 import bm25_run
+    from prorank_jax.data.runs import Run, strictly_decreasing
     from prorank_jax.evaluate import measure, rerank
     from prorank_jax.reranker import Reranker
 

@@ -11,8 +11,10 @@ import pytest
 import pytrec_eval
 
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import bm25_run, candidates, read_run, strictly_decreasing, write_run
+from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.candidates import candidates
 from prorank_jax.data.ndcg import ndcg_at_10, oracle_ndcg_at_10
+from prorank_jax.data.runs import read_run, strictly_decreasing, write_run
 from prorank_jax.errors import InputError
 
 DRINKS = Collection(
@@ -65,7 +67,7 @@ def test_ties_at_any_depth_are_in_corpus_order(depth):
 
 def test_bm25_does_not_depend_on_the_hash_seed():
     code = (
-        "from test_candidates import DRINKS; from prorank_jax.data.candidates import bm25_run; "
+        "from test_candidates import DRINKS; from prorank_jax.data.bm25 import bm25_run; "
         "print(bm25_run(DRINKS, 3))"
     )
     printed = {

@@ -17,7 +17,8 @@ from conftest import Prorank
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import bm25_run, read_run
+from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.runs import read_run
 from prorank_jax.demo import run as demo_run
 from prorank_jax.demo import world
 from prorank_jax.model import hf

@@ -8,8 +8,9 @@ import pytest
 import pytrec_eval
 
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import Run, candidates, read_run
+from prorank_jax.data.candidates import candidates
 from prorank_jax.data.ndcg import ndcg_at_10, oracle_ndcg_at_10
+from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
 from prorank_jax.evaluate import evaluate, measure, rerank
 

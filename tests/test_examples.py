@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import Run, candidates
+from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.loader import encode, pad_prompts, pair_batch
+from prorank_jax.data.runs import Run
 from prorank_jax.data.stream import Pairs, groups, pairs
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt

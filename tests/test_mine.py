@@ -11,10 +11,11 @@ import pytest
 from conftest import Prorank
 
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import Run, bm25_run, write_run
+from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.false_negatives import Doubt, drop_false_negatives
 from prorank_jax.data.jsonl import read_rows, write_rows
 from prorank_jax.data.mine import Choice, Window, depth_of, mine, parse_ranks
+from prorank_jax.data.runs import Run, write_run
 from prorank_jax.errors import InputError
 
 # "p2" is a copy of "p1" under another id, "n5" one of "n4", and "copy" one of the query's own document.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from prorank_jax.data.candidates import Run
 from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.data.runs import Run
 
 Qrels = dict[str, dict[str, int]]
 

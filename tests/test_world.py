@@ -10,7 +10,7 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import bm25_run
+from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.ndcg import ndcg_at_10, oracle_ndcg_at_10
 from prorank_jax.demo import world
 from prorank_jax.demo.world import QUALITIES, SPLITS, TOWN_NAMES, Aspect, Place, Query, judge, town_name

@@ -1,0 +1,113 @@
+"""BM25 retrieval: the best documents of each query, exactly, with equal scores in corpus order.
+
+bm25s scores in one of two ways, which sum the same 32-bit numbers in the same order. NumPy begins at once. Compiled
+code is several times quicker, and takes seconds to compile: it pays where there is much to score.
+
+The compiled code keeps the best so many documents of a query, and of those that equal the last it keeps any. So it is
+asked for more than are wanted, and where that does not settle the tie, the query is scored again by NumPy.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from prorank_jax.data.beir import Collection
+from prorank_jax.data.bm25_index import ANSERINI, BM25, Index, open_index
+from prorank_jax.data.documents import ids_of
+from prorank_jax.data.runs import Run
+from prorank_jax.progress import progress
+
+COMPILE_FROM = 1_000_000_000
+"""Queries times documents above which compiling takes less time than it saves."""
+
+_SLICE = 16
+"""Queries that a thread takes at a time."""
+
+_MORE = 32
+"""Documents that the compiled code keeps beyond those wanted, or a quarter of these."""
+
+Best = tuple[np.ndarray, np.ndarray]
+"""Positions of documents, best first, and their scores: int64 and float32 [at most so many as were wanted]."""
+
+_NOTHING: Best = (np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+def bm25_run(collection: Collection, depth: int, settings: BM25 = ANSERINI, *, show_progress: bool = False) -> Run:
+    """The best `depth` documents of each query; English stop words and stemmer.
+
+    Only documents that share a word with the query are candidates: a document of score 0 is no match.
+    Ties are in corpus order. A document with the id of the query is left out.
+
+    Raises:
+      InputError: as `open_index`.
+    """
+    index = open_index(collection.documents, settings, collection.name, show_progress=show_progress)
+    ids = ids_of(collection.documents)
+    queries = index.columns(collection.queries.values())
+    run: Run = {}
+    with progress("retrieving", len(queries), show_progress) as advance:
+        # One more than asked for: the query itself may be among them.
+        for query_id, (positions, scores) in zip(collection.queries, retrieve(index, queries, depth + 1), strict=True):
+            hits = zip((ids[position] for position in positions.tolist()), scores.tolist(), strict=True)
+            run[query_id] = [hit for hit in hits if hit[0] != query_id][:depth]
+            advance(1)
+    return run
+
+
+def retrieve(index: Index, queries: list[list[int]], wanted: int, threads: int | None = None) -> Iterator[Best]:
+    """The best documents of each query, of those with a score above 0.
+
+    Args:
+      queries: the columns of each, as `Index.columns` gives them.
+      wanted: documents of a query at most.
+      threads: default: as many as there are CPUs for this process.
+    """
+    compiled = len(queries) * index.documents > COMPILE_FROM
+    index.retriever.backend = "numba" if compiled else "numpy"
+    of_slice = _by_compiled_code if compiled else _by_numpy
+    slices = [queries[start : start + _SLICE] for start in range(0, len(queries), _SLICE)]
+    with ThreadPoolExecutor(threads or _cpus(), thread_name_prefix="bm25") as pool:
+        for found in pool.map(lambda asked: of_slice(index, asked, wanted), slices):
+            yield from found
+
+
+def _by_numpy(index: Index, queries: list[list[int]], wanted: int) -> list[Best]:
+    return [_best(index.retriever.get_scores_from_ids(columns), wanted) for columns in queries]
+
+
+def _by_compiled_code(index: Index, queries: list[list[int]], wanted: int) -> list[Best]:
+    asked = [columns for columns in queries if columns]  # bm25s does not take a query without words
+    if not asked:
+        return [_NOTHING] * len(queries)
+    kept = min(index.documents, wanted + max(_MORE, wanted // 4))
+    # One thread: this is one of several, and the compiled code runs beside the others.
+    every_position, every_score = index.retriever.retrieve(asked, k=kept, n_threads=1, show_progress=False)
+    found = iter(zip(asked, every_position, every_score, strict=True))
+    return [_settled(index, *next(found), wanted) if columns else _NOTHING for columns in queries]
+
+
+def _settled(index: Index, columns: list[int], positions: np.ndarray, scores: np.ndarray, wanted: int) -> Best:
+    """The best of what the compiled code kept, or of all where that leaves a tie open; `scores` fall."""
+    least = scores[-1]
+    if least > 0 and len(scores) < index.documents and scores[wanted - 1] == least:
+        return _best(index.retriever.get_scores_from_ids(columns), wanted)
+    order = np.lexsort((positions, -scores))[:wanted]
+    order = order[scores[order] > 0]
+    return positions[order].astype(np.int64), scores[order]
+
+
+def _best(scores: np.ndarray, wanted: int) -> Best:
+    """The best of all documents, whose scores are given."""
+    if wanted < len(scores):
+        least = np.partition(scores, -wanted)[-wanted]
+        positions = np.flatnonzero((scores >= least) & (scores > 0))
+    else:
+        positions = np.flatnonzero(scores > 0)
+    positions = positions[np.argsort(-scores[positions], kind="stable")][:wanted]
+    return positions, scores[positions]
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
