@@ -66,10 +66,7 @@ def test_ties_at_any_depth_are_in_corpus_order(depth):
 
 
 def test_bm25_does_not_depend_on_the_hash_seed():
-    code = (
-        "from test_candidates import DRINKS; from prorank_jax.data.bm25 import bm25_run; "
-        "print(bm25_run(DRINKS, 3))"
-    )
+    code = "from test_candidates import DRINKS; from prorank_jax.data.bm25 import bm25_run; print(bm25_run(DRINKS, 3))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -162,47 +159,6 @@ def test_ndcg_equals_trec_eval_on_random_rankings():
     assert ndcg_at_10(qrels, run) == pytest.approx(trec_eval(qrels, run), abs=1e-12)
 
 
-def test_a_run_is_sorted_by_score_then_rank(tmp_path):
-    path = tmp_path / "run.trec"
-    path.write_text(
-        "q Q0 low 1 1.0 x\nq Q0 second 3 2.0 x\nq Q0 first 2 2.0 x\n\nq\tQ0\ttop\t9\t1e1\tx\np Q0 only 1 -3 x\n"
-    )
-    assert read_run(path) == {
-        "q": [("top", 10.0), ("first", 2.0), ("second", 2.0), ("low", 1.0)],
-        "p": [("only", -3.0)],
-    }
-    assert read_run(path, depth=2)["q"] == [("top", 10.0), ("first", 2.0)]
-
-
-def test_a_read_run_drops_the_query_itself_before_it_is_cut(tmp_path):
-    path = tmp_path / "run.trec"
-    path.write_text("d1 Q0 d1 1 9 x\nd1 Q0 d2 2 8 x\nd1 Q0 d3 3 7 x\n")
-    assert read_run(path, depth=2) == {"d1": [("d2", 8.0), ("d3", 7.0)]}
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("q1 Q0 d2 2 1.0", "has 5 columns"),
-        ("q1 Q0 d 2 2 1.0 x", "has 7 columns"),
-        ("q1 Q0 d2 two 1.0 x", "rank 'two' is not an integer"),
-        ("q1 Q0 d2 2 high x", "score 'high' is not a finite number"),
-        ("q1 Q0 d2 2 nan x", "score 'nan' is not a finite number"),
-        ("q1 Q0 d2 2 -inf x", "score '-inf' is not a finite number"),
-        ("q1 Q0 d2 2 1e39 x", "score '1e39' is not a finite number"),
-        ("q1 Q0 d1 2 1.0 x", "document 'd1' stands twice for query 'q1'"),
-        ("q1 Q0 d9 2 1.0 x", "document 'd9' is not in drinks"),
-    ],
-)
-def test_a_bad_run_line_is_named(tmp_path, line, told):
-    path = tmp_path / "run.trec"
-    path.write_text("q1 Q0 d1 1 2.0 x\n" + line + "\n")
-    with pytest.raises(InputError) as caught:
-        candidates(DRINKS, str(path), 10)
-    assert str(caught.value).startswith(f"{path}:2: {told}" if not told.startswith("has") else f"{path}:2: ")
-    assert told in str(caught.value)
-
-
 def test_a_run_that_is_missing_or_empty_or_of_other_queries_is_refused(tmp_path):
     path = tmp_path / "run.trec"
     with pytest.raises(InputError, match="no such file; give the path of a TREC run, or bm25"):
@@ -221,43 +177,3 @@ def test_queries_without_candidates_are_counted(tmp_path, caplog):
     assert candidates(DRINKS, str(path), 10) == {"q1": [("d1", 2.0)], "q2": [], "d4": []}
     (record,) = caplog.records
     assert "no candidates for 2 of its 3 queries (first: 'q2')" in record.getMessage()
-
-
-def test_written_scores_are_strictly_decreasing_in_32_bits(tmp_path):
-    # 1 - 1e-12 differs from 1 only in 64 bits; trec_eval keeps 32.
-    scores = [2.0, 1.0, 1.0, 1.0 - 1e-12, 0.0, 0.0, -5.0, -5.0]
-    ranking = [(f"d{i}", score) for i, score in enumerate(scores)]
-    write_run(tmp_path / "run.trec", {"q": ranking}, "x")
-    lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
-    assert [line[2] for line in lines] == [f"d{i}" for i in range(8)]
-    assert [line[3] for line in lines] == [str(i) for i in range(1, 9)]
-    assert {(line[0], line[1], line[5]) for line in lines} == {("q", "Q0", "x")}
-    written = np.array([line[4] for line in lines], np.float32)
-    assert (np.diff(written) < 0).all()
-    np.testing.assert_allclose(written, scores, rtol=1e-6, atol=1e-6)
-    # The names are in the reverse of trec_eval's own order of ties, so any tie would change the figure.
-    qrels = {"q": {"d1": 1, "d4": 1, "d6": 1}}
-    assert trec_eval(qrels, read_run(tmp_path / "run.trec")) == pytest.approx(ndcg_at_10(qrels, {"q": ranking}))
-
-
-def test_scores_that_need_no_change_are_written_as_they_are(tmp_path):
-    run = {"q": [("a", float(np.float32(9.561698))), ("b", 0.5)]}
-    assert strictly_decreasing(run) == run
-    write_run(tmp_path / "run.trec", run, "x")
-    assert strictly_decreasing(read_run(tmp_path / "run.trec")) == run
-
-
-def test_writing_a_run_leaves_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "run.trec"
-    write_run(path, {"q": [("old", 1.0)]}, "x")
-
-    def fail(source, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_run(path, {"q": [("new", 1.0)]}, "x")
-    assert read_run(path) == {"q": [("old", 1.0)]}
-    monkeypatch.undo()
-    write_run(path, {"q": [("new", 1.0)]}, "x")
-    assert read_run(path) == {"q": [("new", 1.0)]}
