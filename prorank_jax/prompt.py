@@ -7,6 +7,7 @@ each pair is to tokenise what fills the slots, to cut that to the length, and to
 import dataclasses
 import os
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,16 +91,26 @@ class Prompt:
         """The ids of one prompt, at most `max_length`; see `encode_batch`."""
         return self.encode_batch([(query, document)])[0]
 
-    def encode_batch(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def encode_batch(self, pairs: Sequence[tuple[str, str]], known: "KnownDocuments | None" = None) -> list[list[int]]:
         """The ids of a prompt for each pair (query, document), at most `max_length` of them.
 
         Texts are stripped of surrounding whitespace, and lone surrogates (which no tokenizer takes)
         become U+FFFD. A query is cut to three quarters of the room (after mxbai-rerank); then the
         document is cut to what is left. The template is never cut.
+
+        Args:
+          known: documents tokenised before by this prompt, which are not tokenised again; those of `pairs` are added.
         """
         pieces = self.pieces
         queries = self._filled((query for query, _ in pairs), pieces.query)
-        documents = self._filled((document for _, document in pairs), pieces.document)
+        texts = dict.fromkeys(document for _, document in pairs)
+        if known is None:
+            documents = self._filled(texts, pieces.document)
+        else:
+            documents = known.among(texts)
+            new = self._filled((text for text in texts if text not in documents), pieces.document)
+            known.add(new, self.max_length)
+            documents |= new
         query_room = self.room * 3 // 4 + pieces.query.length
         queries = {query: _cut(ids, query_room, pieces.query.after_ids) for query, ids in queries.items()}
         rooms = {query: self.max_length - pieces.length_around_document(ids) for query, ids in queries.items()}
@@ -134,6 +145,35 @@ class Prompt:
         unique = list(dict.fromkeys(texts))
         filled = [slot.before + _clean(text) + slot.after for text in unique]
         return dict(zip(unique, encode_slots(self.slots, filled), strict=True))
+
+
+class KnownDocuments:
+    """The ids of the documents tokenised last: a first stage finds the same document for many queries.
+
+    Args:
+      tokens: ids kept at most, of 4 bytes each.
+    """
+
+    def __init__(self, tokens: int = 1 << 24) -> None:
+        self._room = tokens
+        self._ids: dict[str, array[int]] = {}
+
+    def among(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Those of the texts that are known, which become the last used."""
+        found = {text: self._ids.pop(text) for text in texts if text in self._ids}
+        self._ids |= found
+        return {text: ids.tolist() for text, ids in found.items()}
+
+    def add(self, documents: dict[str, list[int]], max_length: int) -> None:
+        """Keeps documents, and forgets those that were not used for longest.
+
+        What is longer than `max_length` is kept to one token more, so that it is still known to be too long.
+        """
+        for text, ids in documents.items():
+            self._ids[text] = kept = array("i", ids[: max_length + 1])
+            self._room -= len(kept)
+        while self._room < 0 and self._ids:
+            self._room += len(self._ids.pop(next(iter(self._ids))))
 
 
 def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":

@@ -9,9 +9,10 @@ shapes are compiled. A score does not depend on what shares its batch beyond rou
 """
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import cast, get_args
 
@@ -19,19 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from rich.console import Console
-from rich.progress import Progress
 
+from prorank_jax.ahead import ahead
 from prorank_jax.config import Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.loader import pad_prompts, padded_length
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.prompt import Prompt, load_prompt
+from prorank_jax.progress import progress
+from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
 from prorank_jax.scoring.scores import relevance_scores
 
 DEFAULT_MAX_LENGTH = 512
+Batch = tuple[list[int], np.ndarray, np.ndarray]
+"""Positions of pairs, with their tokens and lengths."""
 _CHUNK = 4096
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
 _TOKENS_PER_BATCH = 8192
@@ -122,23 +125,57 @@ class Reranker:
         Raises:
           InputError: the template has no place for an instruction.
         """
+        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
+        found = [np.empty(0, np.float32)]
+        with progress("reranking", len(pairs), show_progress) as advance:
+            for scores in self.predict_chunks(chunks, instruction=instruction, batch_size=batch_size):
+                found.append(scores)
+                advance(len(scores))
+        return np.concatenate(found)
+
+    def predict_chunks(
+        self,
+        chunks: Iterable[Sequence[tuple[str, str]]],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Scores of each chunk of pairs, float32 [its length], in their order.
+
+        The next chunk is read and tokenised by another thread while one is computed. Only pairs of one chunk share
+        batches, so that the scores of a chunk are the same wherever the chunks begin.
+
+        Raises:
+          InputError: as `predict`.
+        """
         score = _scorer(self.decoder, self.prompt.answer_ids)
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
-        scores = np.empty(len(pairs), np.float32)
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not (show_progress and console.is_terminal)) as progress:
-            task = progress.add_task("reranking", total=len(pairs))
-            for start in range(0, len(pairs), _CHUNK):
-                prompts = prompt.encode_batch(pairs[start : start + _CHUNK])
-                pending: list[tuple[list[int], Array]] = []
-                for rows, tokens_BxL, lengths_B in self._batches(prompts, batch_size):
-                    pending.append((rows, score(self.params, tokens_BxL, lengths_B)))
-                for rows, batch_scores in pending:
-                    scores[[start + row for row in rows]] = np.asarray(batch_scores)[: len(rows)]
-                    progress.advance(task, len(rows))
-                if show_progress and not console.is_terminal:
-                    print(f"reranking {start + len(prompts)}/{len(pairs)}", file=sys.stderr)
-        return scores
+        known = KnownDocuments()
+
+        def batches() -> Iterator[tuple[int, list[Batch]]]:
+            for pairs in chunks:
+                yield len(pairs), list(self._batches(prompt.encode_batch(pairs, known), batch_size))
+
+        begun: tuple[int, list[tuple[list[int], Array]]] | None = None
+        for count, prepared in ahead(batches()):
+            # Devices work on this chunk while the scores of the one before are used.
+            dispatched = [(rows, score(self.params, tokens_BxL, lengths_B)) for rows, tokens_BxL, lengths_B in prepared]
+            if begun is not None:
+                yield _collected(*begun)
+            begun = count, dispatched
+        if begun is not None:
+            yield _collected(*begun)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that a score comes from: the weights, the tokenizer, the template and the answers."""
+        digest = hashlib.sha256(repr(self.decoder.config).encode())
+        digest.update(self.prompt.tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(json.dumps([self.prompt.template, self.prompt.answer_ids, self.prompt.pad_id]).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        return digest.hexdigest()
 
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, *, instruction: str | None = None
@@ -148,9 +185,7 @@ class Reranker:
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Hit(int(i), float(scores[i]), documents[i]) for i in order]
 
-    def _batches(
-        self, prompts: list[list[int]], batch_size: int | None
-    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _batches(self, prompts: list[list[int]], batch_size: int | None) -> Iterator[Batch]:
         """Rows (positions in `prompts`) and their padded tokens, by falling length.
 
         The last batch is filled up to a power of two: few shapes, and little wasted on a handful of documents.
@@ -164,6 +199,14 @@ class Reranker:
             start += len(rows)
             filled = rows + rows[-1:] * (min(size, 1 << (len(rows) - 1).bit_length()) - len(rows))
             yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
+
+
+def _collected(count: int, dispatched: list[tuple[list[int], Array]]) -> np.ndarray:
+    """The scores of a chunk; a batch may have rows more than it has pairs."""
+    scores = np.empty(count, np.float32)
+    for rows, batch_scores in dispatched:
+        scores[rows] = np.asarray(batch_scores)[: len(rows)]
+    return scores
 
 
 @lru_cache(maxsize=8)

@@ -1,34 +1,24 @@
 """A teacher writes its scores beside the documents of a file of rows, and goes on where it was stopped.
 
 Rows are scored in chunks. Where a chunk ends depends on the rows before it alone, so a score does not depend on where
-the work was cut, and the file is byte for byte that of work that was not. `OUT.part` holds the finished chunks;
-`OUT.part.json` says how many rows and bytes they are, and of which input, teacher and options. It is replaced behind
-each chunk: what `OUT.part` holds beyond is of a chunk that was cut, and is written again.
+the work was cut, and the file is byte for byte that of work that was not (`data/part.py`).
 """
 
-import fcntl
-import glob
 import hashlib
-import json
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from prorank_jax.cross_encoder import LOGIT_SCORE
-from prorank_jax.data.candidates import write_atomically
 from prorank_jax.data.files import find_files
 from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows
+from prorank_jax.data.part import Part
 from prorank_jax.data.rows import shape_of
 from prorank_jax.errors import InputError
+from prorank_jax.progress import progress
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Reranker
 
@@ -76,12 +66,12 @@ def score_file(
         "--max-length": teacher.max_length,
         "--dtype": teacher.dtype,
         "the input": _sha256_of_files(files),
-        "the teacher": _sha256_of_teacher(teacher),
+        "the teacher": teacher.digest,
         "chunks": _CHUNK,
     }
-    with _Part(out) as part:
+    with Part(out) as part:
         found = part.open(made_of)
-        with _progress(rows, found, show_progress) as advance:
+        with progress("scoring", rows, show_progress, done=found) as advance:
             for chunk in _chunks(read_rows(source), skip=found):
                 part.add(encode_rows(_scored(teacher, chunk, batch_size), out), len(chunk))
                 advance(len(chunk))
@@ -113,80 +103,6 @@ def check_answers(prompt: Prompt, place: str) -> None:
                 f"{place}: the answer tokens {ids} are {prompt.answers[0]!r} and {prompt.answers[1]!r}, and the "
                 f"template asks for {asked[0]!r} or {asked[1]!r}; name the tokens of these, or mend chat_template.jinja"
             )
-
-
-class _Part:
-    """The unfinished file, and what is known of it; the lock on it goes with the process that holds it.
-
-    Raises:
-      InputError: another process is writing it.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.path = out.with_name(f"{out.name}.part")
-        self.record = out.with_name(f"{out.name}.part.json")
-        self.made_of: dict[str, Any] = {}
-        self.rows = self.bytes = 0
-
-    def __enter__(self) -> "_Part":
-        self._file = self.path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(
-                f"{self.path}: another process is writing it; wait until it ends, or give another --out"
-            ) from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def open(self, made_of: dict[str, Any]) -> int:
-        """Begins the file, or cuts it behind its last whole chunk; returns the rows that it has.
-
-        Raises:
-          InputError: it was begun with something else, or is damaged.
-        """
-        self.made_of = made_of
-        start_again = f"delete {self.path} to start again, or give another --out"
-        if not self.path.stat().st_size:
-            self._note()
-            return 0
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-            before, self.rows, self.bytes = record["made_of"], int(record["rows"]), int(record["bytes"])
-            changed = [name for name, value in made_of.items() if before[name] != value]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{self.record}: does not say what {self.path} was made of; {start_again}") from None
-        if changed:
-            name = changed[0]
-            values = f" ({before[name]} -> {made_of[name]})" if name.startswith("--") else ""
-            raise InputError(f"{self.path}: was begun with other settings: {name} changed{values}; {start_again}")
-        if self.path.stat().st_size < self.bytes:
-            raise InputError(f"{self.path}: is shorter than the {self.bytes} bytes written; {start_again}")
-        os.truncate(self._file.fileno(), self.bytes)
-        return self.rows
-
-    def add(self, chunk: bytes, rows: int) -> None:
-        """Writes a chunk, and notes it once it is on the disk."""
-        self._file.write(chunk)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.rows += rows
-        self.bytes += len(chunk)
-        self._note()
-
-    def finish(self) -> None:
-        """Gives the file its name."""
-        os.replace(self.path, self.out)
-        for left in (self.record, *self.out.parent.glob(f"{glob.escape(self.record.name)}.*.tmp")):
-            left.unlink()
-
-    def _note(self) -> None:
-        record = {"rows": self.rows, "bytes": self.bytes, "made_of": self.made_of}
-        write_atomically(self.record, json.dumps(record, indent=2) + "\n")
 
 
 def _count(source: str | Path, prompt: Prompt) -> tuple[int, int]:
@@ -276,33 +192,3 @@ def _sha256_of_files(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _sha256_of_teacher(teacher: Reranker) -> str:
-    """Of all that a score comes from: the weights, the tokenizer, the template and the answers."""
-    prompt = teacher.prompt
-    digest = hashlib.sha256(repr(teacher.decoder.config).encode())
-    digest.update(prompt.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([prompt.template, prompt.answer_ids, prompt.pad_id]).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(teacher.params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _progress(rows: int, found: int, shown: bool) -> Iterator[Any]:
-    """Gives a function that counts rows: a bar on a terminal, plain lines elsewhere, on standard error."""
-    console = Console(stderr=True)
-    done = found
-    with Progress(console=console, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task("scoring", total=rows, completed=found)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.advance(task, count)
-            if shown and not console.is_terminal:
-                print(f"scoring {done}/{rows}", file=sys.stderr)
-
-        yield advance

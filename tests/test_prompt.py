@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompts import byte_tokenizer, random_pairs, text_of, whole, write
@@ -13,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.errors import InputError
-from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
+from prorank_jax.prompt import KnownDocuments, Prompt, build_prompt, load_tokenizer
+from prorank_jax.slots import encode_slots
 
 # Written out from the tokens of vocab.json; Ġ is a space, Ċ a newline.
 QWEN_HEAD = "<|im_start|> system Ċ Dec ide Ġwhether Ġthe Ġdocument Ġis Ġrelevant Ġto Ġthe Ġquery . <|im_end|> Ċ"
@@ -128,3 +130,37 @@ def test_loading_says_nothing_about_pytorch(qwen_folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[16]\n", "")
+
+
+def test_documents_that_are_known_are_not_tokenised_again(prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = dataclasses.replace(prompt, max_length=80)
+    texts = ["", "short", "a longer one?", "very long " * 200, "x" * 3000]
+    pairs = [(query, text) for query in ("what?", "why " * 90) for text in texts]
+    expected = prompt.encode_batch(pairs)
+    tokenised = []
+
+    def encode(slots: Any, filled: list[str]) -> list[list[int]]:
+        tokenised.extend(filled)
+        return encode_slots(slots, filled)
+
+    monkeypatch.setattr("prorank_jax.prompt.encode_slots", encode)
+    known = KnownDocuments()
+    for _ in range(2):
+        for query in ("what?", "why " * 90):
+            of_query = [pair for pair in pairs if pair[0] == query]
+            assert prompt.encode_batch(of_query, known) == [
+                ids for ids, pair in zip(expected, pairs, strict=True) if pair[0] == query
+            ]
+    assert sum("very long" in text for text in tokenised) == 1
+    assert sum("short" in text for text in tokenised) == 1
+
+
+def test_documents_that_were_not_used_for_longest_are_forgotten_first() -> None:
+    known = KnownDocuments(tokens=10)
+    known.add({"a": [1] * 4, "b": [2] * 4}, max_length=8)
+    assert known.among(["a", "c"]) == {"a": [1] * 4}
+    known.add({"c": [3] * 40}, max_length=4)
+    # Kept to 5 tokens, which with a's are 9.
+    assert known.among(["a", "b", "c"]) == {"a": [1] * 4, "c": [3] * 5}
+    known.add({"d": [4] * 11}, max_length=20)
+    assert known.among(["a", "b", "c", "d"]) == {}

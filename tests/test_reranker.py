@@ -1,9 +1,12 @@
 """The reranker: scores as computed one by one, whatever the batch, and documents in their order."""
 
+import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -210,3 +213,48 @@ def test_a_prompt_that_we_make_shows_either_first(tiny_model: Path, exported: Pa
         Reranker.from_pretrained(exported, order="document_first")
     with pytest.raises(InputError, match="order='up': not known; use query_first or document_first"):
         Reranker.from_pretrained(tiny_model, order="up")
+
+
+def test_chunks_have_the_scores_of_their_pairs_and_are_read_one_ahead(reranker: Reranker) -> None:
+    pairs = [(QUERY, document) for document in documents(23)]
+    taken = []
+
+    def chunks() -> Iterator[list[tuple[str, str]]]:
+        for start in (0, 10, 20):
+            taken.append(start)
+            yield pairs[start : start + 10]
+
+    found = []
+    for scores in reranker.predict_chunks(chunks()):
+        found.append(scores)
+        assert len(taken) <= len(found) + 3
+    assert [len(scores) for scores in found] == [10, 10, 3]
+    np.testing.assert_allclose(np.concatenate(found), reranker.predict(pairs), atol=1e-5)
+    # Bit for bit those of the chunk alone: what was tokenised for another chunk changes nothing.
+    for start, scores in zip((0, 10, 20), found, strict=True):
+        [alone] = reranker.predict_chunks([pairs[start : start + 10]])
+        np.testing.assert_array_equal(scores, alone)
+    assert list(reranker.predict_chunks([])) == []
+
+
+def test_what_reading_a_chunk_raises_is_raised_in_its_place(reranker: Reranker) -> None:
+    def chunks() -> Iterator[list[tuple[str, str]]]:
+        yield [(QUERY, "a")]
+        raise InputError("the disk is gone")
+
+    with pytest.raises(InputError, match="the disk is gone"):
+        list(reranker.predict_chunks(chunks()))
+
+
+def test_the_digest_is_of_all_that_a_score_comes_from(reranker: Reranker, untied_model: Path) -> None:
+    same = Reranker(reranker.decoder, dict(reranker.params), reranker.prompt)
+    assert same.digest == reranker.digest
+    leaves, tree = jax.tree.flatten(reranker.params)
+    changed = jax.tree.unflatten(tree, [*leaves[:-1], jax.numpy.nextafter(leaves[-1], jax.numpy.inf)])
+    others = [
+        Reranker.from_pretrained(untied_model),
+        dataclasses.replace(reranker, params=changed),
+        dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, answer_ids=(5, 6))),
+        dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, template="other")),
+    ]
+    assert len({reranker.digest, *(other.digest for other in others)}) == 5

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prorank_jax import teacher
 from prorank_jax.config import PromptConfig
+from prorank_jax.data import part as part_module
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.jsonl import write_rows
 from prorank_jax.errors import InputError
@@ -221,8 +222,8 @@ def test_work_cut_at_any_moment_gives_the_same_file(
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((os, "fsync"), (os, "replace"), (os, "truncate")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
-        for name in ("write_atomically", "encode_rows"):
-            patch.setattr(teacher, name, counted(getattr(teacher, name)))
+        for module, name in ((part_module, "write_atomically"), (teacher, "encode_rows")):
+            patch.setattr(module, name, counted(getattr(module, name)))
         patch.setattr(Path, "unlink", counted(Path.unlink))
         out = tmp_path / f"out{suffix}"
         part = out.with_name(f"{out.name}.part")
