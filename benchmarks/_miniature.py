@@ -18,13 +18,14 @@ import numpy as np
 
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.candidates import Run, bm25_run
+from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.jsonl import write_rows
 from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.data.runs import Run
 from prorank_jax.data.stream import groups, pairs
 from prorank_jax.demo.world import write_world
-from prorank_jax.evaluate import rerank
+from prorank_jax.evaluation.rerank import rerank
 from prorank_jax.model.families import decoder_config
 from prorank_jax.model.hf import load_pretrained, save_pretrained
 from prorank_jax.reranker import Reranker

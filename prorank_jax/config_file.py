@@ -7,7 +7,7 @@ and are read as YAML.
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,12 +15,26 @@ from pydantic import BaseModel, ValidationError
 from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig, warmup_method
 from prorank_jax.errors import InputError
 
+S = TypeVar("S", bound=BaseModel)
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML file and `key=value` overrides into a checked configuration.
 
     Raises:
       InputError: the file is missing or not YAML, a key is unknown, a value is out of range.
+    """
+    tree = read_mapping(path)
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+      InputError: the file is missing or not YAML, or holds something else.
     """
     path = Path(path)
     try:
@@ -39,9 +53,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         kind = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise InputError(f"{path}: holds {kind}, not a mapping; write `section:` lines of `key: value`")
-    for override in overrides:
-        _override(tree, override)
-    return parse_config(tree, source=str(path))
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -50,10 +62,19 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     Raises:
       InputError: names `source`, the dotted field, its value and the remedy.
     """
+    return parse_section(RunConfig, tree, source)
+
+
+def parse_section(kind: type[S], tree: Mapping[str, Any], source: str) -> S:
+    """Checks a plain mapping and returns it as what it is meant to be.
+
+    Raises:
+      InputError: names `source`, the dotted field, its value and the remedy.
+    """
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{source}: {_first_problem(error)}") from None
+        raise InputError(f"{source}: {_first_problem(error, kind)}") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -117,14 +138,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
     tree[name] = value
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, root: type[BaseModel]) -> str:
     # An unknown key explains the "missing" errors that come with it, so it is told first, and
     # what is there but wrong before what is not there.
     rank = {"extra_forbidden": 0, "invalid_key": 0, "missing": 2}
     problem = min(error.errors(), key=lambda problem: rank.get(problem["type"], 1))
     location, kind, value = problem["loc"], problem["type"], problem["input"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown_key(location, _fields_at(location[:-1]))
+        return _unknown_key(location, _fields_at(location[:-1], root))
     place = _dotted(location)
     if kind == "union_tag_invalid":
         return f"{place}.method={warmup_method(value)!r}: no way to warm up; use grpo or supervised"
@@ -151,8 +172,8 @@ def _dotted(location: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in (location[:1] + location[2:] if tagged else location))
 
 
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _fields_at(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
+    section = root
     for part in location:
         if part in ("grpo", "supervised"):
             section = GrpoConfig if part == "grpo" else SupervisedConfig

@@ -1,136 +1,192 @@
-"""Rerank a first-stage run and measure it: `run.trec` and `metrics.json` of one collection.
+"""Rerank the candidates of one collection and measure them: a folder with all that a publication needs.
 
-Every figure is of the run as it is written, and is kept with its protocol. Ties between scores are
-broken by first-stage rank. Judged queries without candidates count 0; in the written run they have
-one placeholder, as TREC asks of topics with nothing retrieved, because most tools average over the
-queries that a run has.
+run.trec         the reranked run; ties between scores are broken by first-stage rank
+per_query.tsv    each judged query's figures, before and after reranking
+metrics.json     the figures, with the protocol that they belong to; written last
+
+Every figure is of the run as it is written. Judged queries without candidates count 0; in the written run they have
+one placeholder, as TREC asks of topics with nothing retrieved, because most tools average over the queries that a run
+has.
+
+What is scored is kept in `run.trec.part`. Work that was cut goes on where it was, and ends with the same bytes.
 """
 
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from prorank_jax.atomic import write_atomically
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.candidates import Run, strictly_decreasing, write_atomically, write_run
+from prorank_jax.data.lines import read_lines
 from prorank_jax.data.ndcg import oracle_ndcg_at_10
-from prorank_jax.errors import InputError
+from prorank_jax.data.part import Part, rows_done
+from prorank_jax.data.runs import Run, read_run, write_run
+from prorank_jax.evaluation.folder import digest_of, make, read_json, texts_digest, writing
+from prorank_jax.evaluation.measures import DEFAULT_METRICS, per_query
+from prorank_jax.evaluation.rerank import CHUNK_TOKENS, PairScorer, rerank, rerank_into
 
-METRICS = ("ndcg@10", "map", "mrr@10", "recall@100")
+RUN_FILE = "run.trec"
+METRICS_FILE = "metrics.json"
+PER_QUERY_FILE = "per_query.tsv"
+_VERSION = 1
+"""Of what a fingerprint means; after a change every collection is done again."""
+
+Summary = dict[str, Any]
+"""What `metrics.json` holds."""
 
 
-class PairScorer(Protocol):
-    """What an evaluation needs of a reranker; `dtype` is the compute dtype, for example `bfloat16`."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The candidates of a collection, to be reranked and measured.
 
-    @property
-    def max_length(self) -> int: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    def predict(self, pairs: Sequence[tuple[str, str]], *, show_progress: bool) -> np.ndarray: ...
-
-
-def evaluate(
-    reranker: PairScorer | None,
-    collection: Collection,
-    run: Run,
-    out: Path | None,
-    *,
-    first_stage: str,
-    depth: int,
-    show_progress: bool = False,
-) -> dict[str, Any]:
-    """Reranks the run, or takes it as it is where `reranker` is None, and measures it.
-
-    Args:
+    Attributes:
+      reranker: None takes the candidates as they are.
       run: the candidates of the collection's queries, best first.
-      out: folder for `run.trec` and `metrics.json`, made if need be; nothing is written where None.
-      first_stage: where the run came from, `bm25` or a path, for the protocol.
+      first_stage: where the run came from, for the protocol.
       depth: candidates asked for per query, for the protocol.
-
-    Returns:
-      what `metrics.json` holds: `metrics` of the reranked run, those of the `first_stage`, the
-      `oracle` (the best nDCG@10 that any reranking of it could reach), and the `protocol`.
-
-    Raises:
-      InputError: `out` cannot be made, or the reranker gives a score that is not finite.
+      metrics: what `measures.check_metrics` gives.
+      instruction: as `Reranker.predict`.
     """
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be made ({error.strerror}); give the path of a folder") from None
-    retrieved = _comparable(collection, run)
-    if reranker is None:
-        ranked = retrieved
-    else:
-        ranked = _comparable(collection, rerank(reranker, collection, run, show_progress))
-    metrics = measure(collection, ranked)
-    summary = {
-        "metrics": metrics,
-        "first_stage": metrics if reranker is None else measure(collection, retrieved),
-        "oracle": {"ndcg@10": oracle_ndcg_at_10(collection.qrels, run)},
-        "protocol": _protocol(reranker, collection, run, first_stage, depth),
-    }
-    if out is not None:
-        write_run(out / "run.trec", ranked, tag="first-stage" if reranker is None else "prorank")
-        # Last, so that its presence says that the folder is whole.
-        write_atomically(out / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return summary
 
+    reranker: PairScorer | None
+    collection: Collection
+    run: Run
+    first_stage: str
+    depth: int
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    instruction: str | None = None
 
-def rerank(reranker: PairScorer, collection: Collection, run: Run, show_progress: bool = False) -> Run:
-    """Orders each query's candidates by the reranker's score, equal scores by first-stage rank.
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What the figures are of."""
+        reranker, collection = self.reranker, self.collection
+        return {
+            "collection": collection.name,
+            "split": collection.split,
+            "first_stage": self.first_stage,
+            "depth": self.depth,
+            "reranked": reranker is not None,
+            "max_length": None if reranker is None else reranker.max_length,
+            "dtype": None if reranker is None else reranker.dtype,
+            "instruction": self.instruction,
+            "queries": len(collection.queries),
+            "queries_without_candidates": sum(not self.run.get(query_id) for query_id in collection.queries),
+            "documents": len(collection.documents),
+        }
 
-    Raises:
-      InputError: a score is not finite.
-    """
-    pairs = [
-        (collection.queries[query_id], collection.documents[document_id])
-        for query_id, ranking in run.items()
-        for document_id, _ in ranking
-    ]
-    scores = np.asarray(reranker.predict(pairs, show_progress=show_progress), np.float32)
-    if scores.shape != (len(pairs),):
-        raise ValueError(f"the reranker gave scores of shape {scores.shape} for {len(pairs)} pairs")
-    reranked: Run = {}
-    start = 0
-    for query_id, ranking in run.items():
-        of_query = scores[start : start + len(ranking)]
-        start += len(ranking)
-        if not np.isfinite(of_query).all():
-            document_id = ranking[int(np.argmin(np.isfinite(of_query)))][0]
-            raise InputError(
-                f"{collection.name}: the model's score of query {query_id!r} and document {document_id!r} "
-                "is not a finite number; use float32, or another checkpoint"
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """All that the scores come from; what a user can change on the command line is called as there."""
+        reranker = self.reranker
+        return {
+            "--max-length": None if reranker is None else reranker.max_length,
+            "--dtype": None if reranker is None else reranker.dtype,
+            "--instruction": self.instruction,
+            "the model": None if reranker is None else reranker.digest,
+            "the first stage": digest_of(self.run),
+            "the collection": texts_digest(self.collection),
+            "chunks": CHUNK_TOKENS,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that the figures come from, their names aside."""
+        return digest_of([_VERSION, self.made_of, self.protocol])
+
+    def queries_done(self, folder: Path) -> int:
+        """How many queries an earlier call has reranked in a folder, of the same work."""
+        if self._finished(folder) is not None:
+            return len(self.run)
+        return rows_done(folder / RUN_FILE, self.made_of)
+
+    def compute(self, show_progress: bool = False) -> Summary:
+        """The figures, without a folder.
+
+        Raises:
+          InputError: a score is not finite.
+        """
+        ranked = self.run
+        if self.reranker is not None:
+            ranked = rerank(self.reranker, self.collection, self.run, show_progress, self.instruction)
+        return self._measured(ranked)[0]
+
+    def write(self, out: Path, show_progress: bool = False) -> Summary:
+        """Reranks and measures into a folder, which is made if need be.
+
+        A folder that holds the whole of the same work is read, and one that holds a part of it is gone on with.
+
+        Returns:
+          what `metrics.json` holds: `metrics` of the reranked run, those of the `first_stage`, the `oracle` (the best
+          nDCG@10 that any reranking of it could reach), the `protocol`, and the `fingerprint`.
+
+        Raises:
+          InputError: `out` cannot be written or was begun with other settings, or a score is not finite.
+        """
+        make(out)
+        if (known := self._finished(out)) is not None:
+            Part(out / RUN_FILE).discard()
+            if list(known["metrics"]) == list(self.metrics):
+                return known
+            ranked = read_run(out / RUN_FILE)
+        elif self.reranker is None:
+            ranked = self.run
+        else:
+            ranked = rerank_into(
+                out / RUN_FILE, self.made_of, self.reranker, self.collection, self.run, show_progress, self.instruction
             )
-        order = np.argsort(-of_query, kind="stable")
-        reranked[query_id] = [(ranking[i][0], float(of_query[i])) for i in order]
-    return reranked
+        return self.write_ranked(out, ranked, tag="first-stage" if self.reranker is None else "prorank")
+
+    def write_ranked(self, out: Path, ranked: Run, tag: str, about: Mapping[str, Any] | None = None) -> Summary:
+        """Measures another order of the candidates into a folder.
+
+        Args:
+          tag: one word, of the TREC file.
+          about: what the protocol says besides.
+        """
+        make(out)
+        summary, per_query_table = self._measured(ranked)
+        summary["protocol"] |= about or {}
+        with writing(out):
+            # Its presence says that the folder is whole.
+            (out / METRICS_FILE).unlink(missing_ok=True)
+            write_run(out / RUN_FILE, _comparable(self.collection, ranked), tag)
+            write_atomically(out / PER_QUERY_FILE, per_query_table)
+            write_atomically(out / METRICS_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+            Part(out / RUN_FILE).discard()
+        return summary
+
+    def _measured(self, ranked: Run) -> tuple[Summary, str]:
+        qrels = self.collection.qrels
+        before = per_query(qrels, self.run, self.metrics)
+        after = before if ranked is self.run else per_query(qrels, ranked, self.metrics)
+        summary = {
+            "metrics": _means(after),
+            "first_stage": _means(before),
+            "oracle": {"ndcg@10": oracle_ndcg_at_10(qrels, self.run)},
+            "protocol": dict(self.protocol),
+            "fingerprint": self.fingerprint,
+        }
+        return summary, _per_query_table(list(qrels), before, after)
+
+    def _finished(self, folder: Path) -> Summary | None:
+        """What `metrics.json` says, where the folder is whole and of the same work."""
+        known = read_json(folder / METRICS_FILE)
+        if not isinstance(known, dict) or known.get("fingerprint") != self.fingerprint:
+            return None
+        return known if (folder / RUN_FILE).is_file() and (folder / PER_QUERY_FILE).is_file() else None
 
 
-def measure(collection: Collection, run: Run) -> dict[str, float]:
-    """nDCG@10 (linear gain, as trec_eval), MAP, MRR@10 and recall@100 by ranx, in the order of the lists.
-
-    They are means over all judged queries; one that the run lacks counts 0. The first call in a
-    process compiles ranx for up to a minute; `data.ndcg.ndcg_at_10` does without.
-    """
-    # ranx imports slowly and is needed for reports only.
-    import ranx
-    from numba.core.errors import NumbaTypeSafetyWarning
-
-    rows = {query_id: dict(ranking) for query_id, ranking in strictly_decreasing(run).items() if ranking}
-    qrels = {query_id: dict(judgements) for query_id, judgements in collection.qrels.items()}
-    with warnings.catch_warnings():
-        # Of ranx's own loops: it casts the index of a query from unsigned to signed.
-        warnings.simplefilter("ignore", NumbaTypeSafetyWarning)
-        figures = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(rows), list(METRICS), make_comparable=True)
-    return {name: float(figures[name]) for name in METRICS}
+def read_per_query(folder: Path, metric: str, first_stage: bool = False) -> np.ndarray:
+    """Each judged query's figure of a finished evaluation, float64 [queries], in the order of the judgements."""
+    header, *rows = [line.split("\t") for _, line in read_lines(folder / PER_QUERY_FILE)]
+    column = header.index(f"first_stage/{metric}" if first_stage else metric)
+    return np.array([float(row[column]) for row in rows])
 
 
 def _comparable(collection: Collection, run: Run) -> Run:
@@ -145,18 +201,12 @@ def _comparable(collection: Collection, run: Run) -> Run:
     return comparable
 
 
-def _protocol(
-    reranker: PairScorer | None, collection: Collection, run: Run, first_stage: str, depth: int
-) -> dict[str, Any]:
-    return {
-        "collection": collection.name,
-        "split": collection.split,
-        "first_stage": first_stage,
-        "depth": depth,
-        "reranked": reranker is not None,
-        "max_length": None if reranker is None else reranker.max_length,
-        "dtype": None if reranker is None else reranker.dtype,
-        "queries": len(collection.queries),
-        "queries_without_candidates": sum(not run.get(query_id) for query_id in collection.queries),
-        "documents": len(collection.documents),
-    }
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(of_queries.mean()) for name, of_queries in values.items()}
+
+
+def _per_query_table(queries: Sequence[str], before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:
+    """Tab-separated values with as many digits as give back the same numbers."""
+    columns = {f"first_stage/{name}": values for name, values in before.items()} | dict(after)
+    rows = zip(queries, *(values.tolist() for values in columns.values()), strict=True)
+    return "".join("\t".join(map(str, row)) + "\n" for row in [("query_id", *columns), *rows])

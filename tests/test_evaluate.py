@@ -1,41 +1,18 @@
 """Rerank and measure: the order that is written, its figures by three tools, and what stands beside them."""
 
 import json
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import pytrec_eval
+from made_run import COLLECTION, RUN, FakeReranker, evaluation
 
-from prorank_jax.data.beir import Collection, read_beir
+from prorank_jax.data.beir import read_beir
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.ndcg import ndcg_at_10, oracle_ndcg_at_10
-from prorank_jax.data.runs import Run, read_run
+from prorank_jax.data.runs import read_run
 from prorank_jax.errors import InputError
-from prorank_jax.evaluate import evaluate, measure, rerank
-
-COLLECTION = Collection(
-    name="made",
-    split="test",
-    documents={name: f"text of {name}" for name in "abcdef"},
-    queries={"p": "query p", "q": "query q", "none": "query none"},
-    qrels={"p": {"a": 1, "b": 2}, "q": {"e": 1, "outside": 1}, "none": {"a": 1}},
-)
-RUN: Run = {"p": [("c", 3.0), ("a", 2.0), ("b", 1.0)], "q": [("d", 5.0), ("f", 4.0), ("e", 3.0)], "none": []}
-
-
-@dataclass
-class FakeReranker:
-    """Scores a document by its letter, and keeps what it was asked."""
-
-    scores: dict[str, float]
-    max_length: int = 128
-    dtype: str = "bfloat16"
-    asked: list[tuple[str, str]] = field(default_factory=list)
-
-    def predict(self, pairs, *, show_progress):
-        self.asked.extend(pairs)
-        return np.array([self.scores.get(document[-1], 0.0) for _, document in pairs], np.float32)
+from prorank_jax.evaluation.rerank import rerank
 
 
 def mean_by_trec_eval(qrels, run, measure_name):
@@ -65,7 +42,7 @@ def test_a_score_that_is_not_finite_is_refused(score):
 def test_evaluate_writes_the_run_and_its_figures(tmp_path):
     reranker = FakeReranker({"b": 2.0, "a": 1.0})
     out = tmp_path / "evaluation" / "made"
-    summary = evaluate(reranker, COLLECTION, RUN, out, first_stage="bm25", depth=3)
+    summary = evaluation(reranker).write(out)
     metrics = summary["metrics"]
     # p is in its ideal order; q has its one retrievable document, of two judged, third: 0.5 / 1.63093;
     # "none" has no candidates and counts 0, where a mean over the queries of the run would be .6533.
@@ -73,7 +50,7 @@ def test_evaluate_writes_the_run_and_its_figures(tmp_path):
     assert metrics["map"] == pytest.approx((1 + 1 / 3 / 2 + 0) / 3, abs=1e-9)
     assert metrics["mrr@10"] == pytest.approx((1 + 1 / 3 + 0) / 3, abs=1e-9)
     assert metrics["recall@100"] == pytest.approx((1 + 1 / 2 + 0) / 3, abs=1e-9)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "run.trec"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "per_query.tsv", "run.trec"]
     assert json.loads((out / "metrics.json").read_text()) == summary
     assert summary["first_stage"]["mrr@10"] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3, abs=1e-9)
     assert summary["oracle"] == {"ndcg@10": pytest.approx((1 + 1 / (1 + 1 / np.log2(3)) + 0) / 3, abs=1e-9)}
@@ -85,6 +62,7 @@ def test_evaluate_writes_the_run_and_its_figures(tmp_path):
         "reranked": True,
         "max_length": 128,
         "dtype": "bfloat16",
+        "instruction": None,
         "queries": 3,
         "queries_without_candidates": 1,
         "documents": 6,
@@ -101,8 +79,8 @@ def test_evaluate_writes_the_run_and_its_figures(tmp_path):
 
 
 def test_evaluate_takes_the_first_stage_as_it_is(tmp_path):
-    metrics = evaluate(None, COLLECTION, RUN, tmp_path, first_stage="bm25", depth=3)["metrics"]
-    assert metrics == measure(COLLECTION, RUN)
+    metrics = evaluation(None).write(tmp_path)["metrics"]
+    assert metrics["ndcg@10"] == pytest.approx(ndcg_at_10(COLLECTION.qrels, RUN), abs=1e-12)
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert summary["first_stage"] == summary["metrics"] == metrics
     assert summary["protocol"]["reranked"] is False
@@ -111,15 +89,16 @@ def test_evaluate_takes_the_first_stage_as_it_is(tmp_path):
 
 def test_evaluate_without_a_folder_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate(FakeReranker({}), COLLECTION, RUN, None, first_stage="bm25", depth=3)
+    summary = evaluation(FakeReranker({})).compute()
     assert list(tmp_path.iterdir()) == []
+    assert evaluation(FakeReranker({})).write(tmp_path) == summary
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     reranker = FakeReranker({})
     with pytest.raises(InputError, match="cannot be made"):
-        evaluate(reranker, COLLECTION, RUN, tmp_path / "file" / "out", first_stage="bm25", depth=3)
+        evaluation(reranker).write(tmp_path / "file" / "out")
     assert reranker.asked == []
 
 
@@ -129,10 +108,10 @@ def test_ranx_numpy_and_trec_eval_agree_where_many_scores_tie(shared, tmp_path):
     run = candidates(collection, str(path), 100)
 
     class Coarse(FakeReranker):
-        def predict(self, pairs, *, show_progress):
-            return np.array([len(document) % 3 for _, document in pairs], np.float32)
+        def score(self, document):
+            return len(document) % 3
 
-    metrics = evaluate(Coarse({}), collection, run, tmp_path, first_stage=str(path), depth=100)["metrics"]
+    metrics = evaluation(Coarse({}), collection, run, depth=100).write(tmp_path)["metrics"]
     written = read_run(tmp_path / "run.trec")
     assert metrics["ndcg@10"] == pytest.approx(ndcg_at_10(collection.qrels, written), abs=1e-12)
     for ours, theirs in {"ndcg@10": "ndcg_cut_10", "map": "map", "recall@100": "recall_100"}.items():
@@ -147,7 +126,7 @@ def test_ranx_numpy_and_trec_eval_agree_where_many_scores_tie(shared, tmp_path):
 def test_the_first_stage_has_its_known_figure_in_every_tool(shared, tmp_path, name, published):
     collection = read_beir(shared / "data" / name, "test")
     run = candidates(collection, "bm25", 100)
-    metrics = evaluate(None, collection, run, tmp_path, first_stage="bm25", depth=100)["metrics"]
+    metrics = evaluation(None, collection, run, depth=100).write(tmp_path)["metrics"]
     assert metrics["ndcg@10"] == pytest.approx(published, abs=0.003)
     written = read_run(tmp_path / "run.trec")
     # NFCorpus has 15 queries of which no word occurs in the corpus; left out of the run, this mean is .3336.
@@ -160,8 +139,9 @@ def test_a_reranker_that_knows_the_judgements_reaches_the_oracle(shared):
     run = candidates(collection, str(shared / "data" / "scifact" / "runs" / "bm25s.test.top100.trec"), 100)
 
     class Knowing(FakeReranker):
-        def predict(self, pairs, *, show_progress):
-            return np.array([float(pair in relevant) for pair in pairs], np.float32)
+        def predict_chunks(self, chunks, *, instruction=None):
+            for pairs in chunks:
+                yield np.array([float(pair in relevant) for pair in pairs], np.float32)
 
     relevant = {
         (collection.queries[query], collection.documents[name])

@@ -12,11 +12,12 @@ from prorank_jax.card import add_measurement
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import bm25_run
+from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.stream import pairs
 from prorank_jax.demo.world import write_world
-from prorank_jax.evaluate import evaluate
+from prorank_jax.evaluate import Evaluation
+from prorank_jax.evaluation.first_stage import FirstStage
 from prorank_jax.report import plot_curves
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import check_run_folder
@@ -81,7 +82,7 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     for name, params in models.items():
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
         out = workdir / "evaluation" / name
-        figures = evaluate(reranker, test, run, out, first_stage="bm25", depth=DEPTH, show_progress=True)
+        figures = Evaluation(reranker, test, run, FirstStage().told, DEPTH).write(out, show_progress=True)
         rows[name] = {"ndcg@10": figures["metrics"]["ndcg@10"]}
         if name == "score":
             add_measurement(trained.export, figures, trained.prompt)

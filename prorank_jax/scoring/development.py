@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from prorank_jax.config import DevConfig
-from prorank_jax.data.beir import Collection, is_beir, read_beir
-from prorank_jax.data.candidates import Run, candidates
+from prorank_jax.data.beir import Collection
+from prorank_jax.data.candidates import candidates
+from prorank_jax.data.collections import is_collection, open_collection
 from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
-from prorank_jax.evaluate import PairScorer, rerank
+from prorank_jax.evaluation.rerank import PairScorer, rerank
 from prorank_jax.model.decoder import Params
 
 METRIC = "dev/ndcg@10"
@@ -32,11 +34,11 @@ class Development:
         Raises:
           InputError: no such collection or split, nothing retrieved, or no collection named where `training` is none.
         """
-        if config.path is None and not is_beir(training):
+        if config.path is None and not is_collection(training):
             raise InputError(
-                f"config: score.dev.path: left out, and data.path={training} is no BEIR folder to measure on; name one"
+                f"config: score.dev.path: left out, and data.path={training} is no collection to measure on; name one"
             )
-        collection = read_beir(config.path or training, config.split)
+        collection = open_collection(config.path or training, config.split)
         if config.queries is not None and config.queries < len(collection.queries):
             names = list(collection.queries)
             drawn = np.sort(np.random.default_rng(0).choice(len(names), config.queries, replace=False))
