@@ -35,7 +35,6 @@ CORE = [
     "rich>=15.0.0",
     "safetensors>=0.8.0",
     "scipy>=1.17.1",
-    "scipy>=1.17.1",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23.3",
