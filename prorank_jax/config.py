@@ -68,7 +68,8 @@ class SourceConfig(Section):
     """One source of training data."""
 
     path: str
-    """A BEIR folder (corpus.jsonl, queries.jsonl, qrels/<split>.tsv); files of rows (.jsonl, .jsonl.gz, .parquet):
+    """A collection: its name as beir/scifact, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/<split>.tsv) or a zip
+    of one; files of rows (.jsonl, .jsonl.gz, .parquet):
     one, a folder or a pattern of them, or hf://datasets/OWNER/NAME/PATTERN; or a folder that was prepared of such.
     A relative path is taken from the working directory."""
     target: Literal["label", "score", "sigmoid", "softmax"] = "label"
@@ -77,7 +78,7 @@ class SourceConfig(Section):
     weight: Rate = 1.0
     """Share of the groups, in proportion to the weights of the other sources."""
     split: str = "train"
-    """The judgements; this and what follows is for BEIR folders."""
+    """The judgements; this and what follows is for collections."""
     candidates: str = "bm25"
     """Where hard negatives come from: `bm25`, or the path of a TREC run."""
     depth: Positive = 100
@@ -217,7 +218,7 @@ class DevConfig(Section):
     """Queries held out of training, on which a stage is measured while it goes on."""
 
     path: str | None = None
-    """A BEIR folder; default: that of the training data."""
+    """A collection; default: that of the training data."""
     split: str = "dev"
     candidates: str = "bm25"
     """The first stage: `bm25`, or the path of a TREC run."""

@@ -73,4 +73,6 @@ def test_what_prepare_refuses(refused: Callable[..., str], file: Path, tmp_path:
     assert not (out / "prepared.json").exists()
     file.write_text(json.dumps(ROWS[1]) + "\n")
     assert message().endswith("or learn from scores (data.target; in `prorank data prepare`, --for-scores)")
-    assert refused("data", "prepare", file) == "Missing option '--out'; see prorank --help"
+    assert refused("data", "prepare", file) == (
+        f"prorank data prepare: {file} is no collection; name a folder for its rows in --out"
+    )

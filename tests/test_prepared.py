@@ -281,10 +281,10 @@ def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny
 
     beir, file = str(tiny_collection / "train"), str(write(tmp_path / "rows.jsonl", ROWS))
     assert refusal(path=beir, target="score") == (
-        f"config: data.target=score: {beir} is a BEIR folder, which has judgements and no scores; use target=label"
+        f"config: data.target=score: {beir} is a collection, which has judgements and no scores; use target=label"
     )
     assert refusal(path=beir, mix=[{"path": file, "found_only": True}]) == (
-        f"config: data.mix.0.found_only=True: is for BEIR folders, and {file} is none; leave it out"
+        f"config: data.mix.0.found_only=True: is for collections, and {file} is none; leave it out"
     )
     made(Path(file), positives_only=False)
     out = str(tmp_path / "out")

@@ -233,6 +233,6 @@ def test_held_out_queries_are_drawn_once_and_measured_with_ranks(tmp_path):
 
 def test_rows_have_no_queries_to_hold_out(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"query": "q", "document": "d", "label": 1}\n')
-    place = rf"config: score.dev.path: left out, and data.path={tmp_path}/rows.jsonl is no BEIR folder"
+    place = rf"config: score.dev.path: left out, and data.path={tmp_path}/rows.jsonl is no collection"
     with pytest.raises(InputError, match=place):
         Development.open(DevConfig(), f"{tmp_path}/rows.jsonl", Backwards)

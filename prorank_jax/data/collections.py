@@ -16,7 +16,7 @@ from prorank_jax.atomic import alone
 from prorank_jax.cache import VARIABLE, cache_folder
 from prorank_jax.data.beir import Collection, is_beir
 from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES
-from prorank_jax.data.prepared_collection import PreparedCollection, read_prepared
+from prorank_jax.data.prepared_collection import PreparedCollection, read_prepared, records_of
 from prorank_jax.data.published import BEIR, COLLECTIONS
 from prorank_jax.errors import InputError
 
@@ -70,8 +70,24 @@ def prepare_collection(source: str | Path) -> PreparedCollection:
 
 
 def is_collection(source: str | Path) -> bool:
-    """Whether it is a BEIR folder, whole or not, a zip, or the name of a collection."""
-    return is_beir(source) or str(source).endswith(".zip") or str(source) in COLLECTIONS
+    """Whether it is a BEIR folder, whole or not, a zip, or reads as the name of a collection, known or not."""
+    path = Path(source)
+    if path.exists():
+        return is_beir(path) or _is_zip(path)
+    return _is_zip(path) or str(source).startswith(("beir/", "nano-beir/"))
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix == ".zip" and not path.is_dir()
+
+
+def describe(prepared: PreparedCollection, seconds: float) -> str:
+    """A line on what there is and where."""
+    judgements = ", ".join(f"{split} {records_of(shards):,}" for split, shards in sorted(prepared.qrels.items()))
+    return (
+        f"{prepared.name}: {records_of(prepared.corpus):,} documents, {records_of(prepared.queries):,} queries; "
+        f"judgements: {judgements}; {seconds:.1f} s: {prepared.folder}"
+    )
 
 
 class _Located(NamedTuple):
@@ -91,19 +107,20 @@ class _Located(NamedTuple):
 
 def _locate(source: str | Path) -> _Located:
     path, name = Path(source), str(source)
-    if is_beir(path) or path.is_file():
-        resolved = path.resolve()
-        # Without the suffix of a zip; a folder may have a dot in its name.
-        called = resolved.name if path.is_dir() else resolved.stem
+    if is_beir(path) or (_is_zip(path) and path.exists()):
+        path = path.resolve()
+        called = path.name.removesuffix(".zip") if path.is_file() else path.name
         shown = re.sub(r"[^A-Za-z0-9_.]+", "-", called).strip("-.")[-40:]
-        return _Located("local_beir", f"{shown}-{_fingerprint(resolved)}", called, resolved)
+        return _Located("local_beir", f"{shown}-{_fingerprint(path)}", called, path)
+    if path.exists():
+        raise InputError(
+            f"{path}: is no collection; give a BEIR folder ({CORPUS}, {QUERIES} and {QRELS}/), a zip of one, or a name"
+        )
     if name in COLLECTIONS:
         config = name.partition("/")[2].replace("/", ".")
         return _Located("beir" if name in BEIR else "nano_beir", config, name, None)
-    if path.is_dir():
-        raise InputError(f"{path}: is no BEIR folder; it has neither {CORPUS} nor {QUERIES} nor {QRELS}/")
     near = difflib.get_close_matches(name, COLLECTIONS, n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "names are as beir/scifact or nano-beir/scifact"
+    remedy = f"did you mean {' or '.join(near)}?" if near else "names are as beir/scifact and nano-beir/scifact"
     raise InputError(f"{name!r}: no such folder, zip or collection; {remedy}")
 
 
@@ -145,6 +162,6 @@ def _prepare(where: _Located, folder: Path) -> PreparedCollection:
     prepared = read_prepared(folder)
     assert prepared is not None
     if (seconds := time.monotonic() - started) > _QUIET_SECONDS:
-        note = f"{where.name}: {len(prepared.documents()):,} documents prepared in {seconds:.0f} s: {folder}"
+        note = f"{where.name}: {records_of(prepared.corpus):,} documents prepared in {seconds:.0f} s: {folder}"
         print(note, file=sys.stderr, flush=True)
     return prepared

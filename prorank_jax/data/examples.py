@@ -8,13 +8,16 @@ are drawn from those among the query's first-stage candidates. They may hold rel
 but never one judged relevant, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.candidates import Run
+from prorank_jax.data.documents import copies, ids_of
+from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
 
 
@@ -99,14 +102,14 @@ class JudgedSource:
 
     collection: Collection
     judged: tuple[_Judged, ...]
-    document_ids: tuple[str, ...]
+    document_ids: Sequence[str]
     random_negatives: float
 
     @classmethod
     def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "JudgedSource":
         """Raises InputError where the collection has no positive, or a query no negative."""
         judged = _judged(collection, run, selection)
-        return cls(collection, judged, tuple(collection.documents), selection.random_negatives)
+        return cls(collection, judged, ids_of(collection.documents), selection.random_negatives)
 
     @property
     def name(self) -> str:
@@ -150,22 +153,22 @@ def _hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int
 
 def _judged(collection: Collection, run: Run, selection: Selection) -> tuple[_Judged, ...]:
     """The queries that have a positive with a text, in the collection's order."""
-    # Collections hold the same text more than once: 40 times in NFCorpus.
-    copies: dict[str, list[str]] = {}
-    for document_id, text in collection.documents.items():
-        copies.setdefault(text, []).append(document_id)
-    found = []
+    graded = {}
     for query_id, judgements in collection.qrels.items():
         grades = {
             document_id: judgement
             for document_id, judgement in judgements.items()
-            if judgement >= selection.relevant_from and document_id in collection.documents and document_id != query_id
+            if judgement >= selection.relevant_from and document_id != query_id and document_id in collection.documents
         }
-        if not grades:
-            continue
+        if grades:
+            graded[query_id] = grades
+    of_text = copies(collection.documents, {document_id: None for grades in graded.values() for document_id in grades})
+    found = []
+    for query_id, grades in graded.items():
         ranking = [document_id for document_id, _ in run.get(query_id, ())]
-        never = {copy for document_id in grades for copy in copies[collection.documents[document_id]]}
-        never |= {query_id} & collection.documents.keys()
+        never = {copy for document_id in grades for copy in of_text[document_id]}
+        if query_id in collection.documents:
+            never.add(query_id)
         if len(never) == len(collection.documents):
             raise InputError(
                 f"{collection.name}/{collection.split}: every document is relevant to query {query_id!r}; "
@@ -189,9 +192,9 @@ def _draw(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[
     return [names[i] for i in rng.choice(len(names), min(count, len(names)), replace=False)] if names else []
 
 
-def _fill(rng: np.random.Generator, names: tuple[str, ...], count: int, excluded: frozenset[str]) -> list[str]:
+def _fill(rng: np.random.Generator, names: Sequence[str], count: int, excluded: frozenset[str]) -> list[str]:
     """`count` random names that are not excluded, or all there are."""
     # Among this many distinct names, at least `count` are not excluded.
     tries = min(count + len(excluded), len(names)) if count else 0
-    drawn = rng.choice(len(names), tries, replace=False)
-    return [names[i] for i in drawn if names[i] not in excluded][:count]
+    drawn = (names[i] for i in rng.choice(len(names), tries, replace=False))
+    return list(islice((name for name in drawn if name not in excluded), count))

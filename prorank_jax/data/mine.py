@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.candidates import Run
+from prorank_jax.data.documents import copies
 from prorank_jax.data.jsonl import Row, write_rows
+from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
 
 DEPTH = 100
@@ -132,19 +133,23 @@ def mine(collection: Collection, run: Run, window: Window, choice: Choice) -> Mi
     Raises:
       InputError: no query has both a positive and a negative.
     """
-    # Collections hold the same text more than once: 40 times in NFCorpus.
-    copies: dict[str, list[str]] = {}
-    for document_id, text in collection.documents.items():
-        copies.setdefault(text, []).append(document_id)
+    positives_of = {
+        query_id: _positives(query_id, judgements, collection, run.get(query_id, []), window.relevant_from)
+        for query_id, judgements in collection.qrels.items()
+    }
+    known_of = {
+        query_id: [name for name in (*positives, query_id) if name in collection.documents]
+        for query_id, positives in positives_of.items()
+        if positives
+    }
+    of_text = copies(collection.documents, {name: None for known in known_of.values() for name in known})
     rows, without_positive, without_negative = [], 0, 0
-    for number, (query_id, judgements) in enumerate(collection.qrels.items()):
+    for number, (query_id, positives) in enumerate(positives_of.items()):
         ranking = run.get(query_id, [])
-        positives = _positives(query_id, judgements, collection, ranking, window.relevant_from)
         if not positives:
             without_positive += 1
             continue
-        known = [name for name in (*positives, query_id) if name in collection.documents]
-        apart = {copy for name in known for copy in copies[collection.documents[name]]}
+        apart = {copy for name in known_of[query_id] for copy in of_text[name]}
         pos_ids = _distinct(positives, collection)[: choice.positives]
         found = dict(ranking)
         highest = _highest([found[name] for name in pos_ids if name in found], window)
@@ -195,8 +200,9 @@ def _positives(
 
 def _distinct(names: list[str], collection: Collection) -> list[str]:
     """The first of the documents of each text; a document without text is left out."""
-    first = {collection.documents[name]: name for name in reversed(names)}
-    return [name for name in names if collection.documents[name] and first[collection.documents[name]] == name]
+    texts = {name: collection.documents[name] for name in names}
+    first = {texts[name]: name for name in reversed(names)}
+    return [name for name in names if texts[name] and first[texts[name]] == name]
 
 
 def _highest(positive_scores: list[float], window: Window) -> float:

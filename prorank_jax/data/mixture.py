@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prorank_jax.config import GAINS, DataConfig, Loss, SourceConfig
-from prorank_jax.data.beir import is_beir, read_beir
 from prorank_jax.data.candidates import candidates
+from prorank_jax.data.collections import is_collection, open_collection
 from prorank_jax.data.examples import JudgedSource, Selection, Source
 from prorank_jax.data.prepare import prepare
 from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared
 from prorank_jax.errors import InputError
 
-_OF_BEIR = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
+_OF_COLLECTIONS = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
 
 
 class Mixture(NamedTuple):
@@ -57,12 +57,12 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losse
 
 def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
     folder = Path(config.path)
-    if is_beir(folder):
+    if is_collection(config.path):
         return _open_judged(place, config)
-    for field, value in config.model_dump(include=set(_OF_BEIR)).items():
+    for field, value in config.model_dump(include=set(_OF_COLLECTIONS)).items():
         if value != SourceConfig.model_fields[field].default:
             raise InputError(
-                f"config: {place}.{field}={value}: is for BEIR folders, and {config.path} is none; leave it out"
+                f"config: {place}.{field}={value}: is for collections, and {config.path} is none; leave it out"
             )
     if (folder / ABOUT).exists():
         prepared = open_prepared(folder)
@@ -87,10 +87,10 @@ def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> Judged
 def _open_judged(place: str, config: SourceConfig) -> JudgedSource:
     if config.target != "label":
         raise InputError(
-            f"config: {place}.target={config.target}: {config.path} is a BEIR folder, which has judgements and no "
+            f"config: {place}.target={config.target}: {config.path} is a collection, which has judgements and no "
             "scores; use target=label"
         )
-    collection = read_beir(config.path, config.split)
+    collection = open_collection(config.path, config.split)
     run = candidates(collection, config.candidates, config.depth)
     return JudgedSource.from_collection(
         collection, run, Selection(config.relevant_from, config.found_only, config.random_negatives)
