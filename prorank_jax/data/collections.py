@@ -157,7 +157,7 @@ def _prepare(where: _Located, folder: Path) -> PreparedCollection:
         builder = tfds_beir.NanoBeir(config=where.config, data_dir=data_dir)
     else:
         builder = tfds_beir.Beir(config=where.config, data_dir=data_dir)
-        downloads = cache_folder() / "downloads" / BEIR[where.name][0].name
+        downloads = cache_folder() / "downloads" / where.config.partition(".")[0]
     tfds_beir.prepare(builder, downloads)
     prepared = read_prepared(folder)
     assert prepared is not None

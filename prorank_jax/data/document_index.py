@@ -20,6 +20,7 @@ import numpy as np
 from prorank_jax.data.beir_files import full_text
 
 _IDS = "ids.bin"
+TABLES = (_IDS, "ends.npy", "hashes.npy", "order.npy", "texts.npy")
 
 
 class Ids(Sequence[str]):

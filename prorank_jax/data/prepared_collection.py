@@ -51,6 +51,8 @@ class PreparedCollection:
     queries: Shards
     qrels: dict[str, Shards]
     """The judgements by the name of their split."""
+    tables: dict[str, int]
+    """The files of `document_index.py`, and their bytes."""
     places: dict[str, str]
     """The file that the judgements of a split were read from, for messages."""
 
@@ -90,25 +92,26 @@ def read_prepared(folder: Path) -> PreparedCollection | None:
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["version"] != VERSION:
+            raise ValueError(about["version"])
+        prepared = PreparedCollection(
+            folder=folder,
+            name=about["name"],
+            key=about["key"],
+            corpus=_shards(about["corpus"]),
+            queries=_shards(about["queries"]),
+            qrels={split: _shards(shards) for split, shards in about["qrels"].items()},
+            tables=about["tables"],
+            places=about["places"],
+        )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        about = {}
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        raise InputError(f"{folder}: was prepared by another version of prorank_jax")
-    prepared = PreparedCollection(
-        folder=folder,
-        name=about["name"],
-        key=about["key"],
-        corpus=_shards(about["corpus"]),
-        queries=_shards(about["queries"]),
-        qrels={split: _shards(shards) for split, shards in about["qrels"].items()},
-        places=about["places"],
-    )
-    for shard in chain(prepared.corpus, prepared.queries, *prepared.qrels.values()):
-        file = folder / shard.file
-        if not file.is_file() or file.stat().st_size != shard.size:
-            raise InputError(f"{file}: is not the file that {ABOUT} lists")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}: was prepared by another version of prorank_jax") from None
+    shards = chain(prepared.corpus, prepared.queries, *prepared.qrels.values())
+    for name, size in chain(((shard.file, shard.size) for shard in shards), prepared.tables.items()):
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise InputError(f"{folder / name}: is not the file that {ABOUT} lists")
     return prepared
 
 

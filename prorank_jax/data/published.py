@@ -52,15 +52,15 @@ FORUMS = (
 )
 """Of CQADupStack, whose zip holds a collection of each."""
 
-BEIR: dict[str, tuple[Zip, str]] = {
-    f"beir/{name}": (ZIPS[name.partition("/")[0]], name)
+BEIR = {
+    f"beir/{name}": name
     for name in (
         *("msmarco", "trec-covid", "nfcorpus", "nq", "hotpotqa", "fiqa", "arguana", "webis-touche2020"),
         *(f"cqadupstack/{forum}" for forum in FORUMS),
         *("quora", "dbpedia-entity", "scidocs", "fever", "climate-fever", "scifact"),
     )
 }
-"""Name -> the zip, and the folder in it; in the order of the BEIR paper."""
+"""Name -> the folder in its zip, which has the name of the first part of it; in the order of the BEIR paper."""
 
 NANO_BEIR = {
     "nano-beir/arguana": "zeta-alpha-ai/NanoArguAna",

@@ -26,11 +26,11 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.units import Size
 
 from prorank_jax.data.beir_files import BeirFiles, FolderFiles, NanoFiles, ZipFiles, given_twice
-from prorank_jax.data.document_index import IndexWriter, first_given_twice
+from prorank_jax.data.document_index import TABLES, IndexWriter, first_given_twice
 from prorank_jax.data.download import download
 from prorank_jax.data.files import from_hub
 from prorank_jax.data.prepared_collection import CORPUS, QUERIES, PreparedCollection, Shard
-from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS, Zip
+from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS
 from prorank_jax.data.tf_example import pack
 from prorank_jax.errors import InputError
 
@@ -52,8 +52,8 @@ class BeirConfig(tfds.core.BuilderConfig):
     """Its files, of TFDS' download manager."""
 
 
-def _open_published(zipped: Zip, inside: str, dl_manager: Any) -> BeirFiles:
-    return ZipFiles(download(zipped, dl_manager), inside)
+def _open_published(inside: str, dl_manager: Any) -> BeirFiles:
+    return ZipFiles(download(ZIPS[inside.partition("/")[0]], dl_manager), inside)
 
 
 def _open_nano(repository: str, dl_manager: Any) -> BeirFiles:
@@ -195,6 +195,7 @@ class BeirBuilder(tfds.core.GeneratorBasedBuilder):
             corpus=parts[CORPUS],
             queries=parts[QUERIES],
             qrels={split: parts[part] for part, split in splits.items()},
+            tables={name: (folder / name).stat().st_size for name in TABLES},
             places={split: self._beir_files.place(split) for split in splits.values()},
         ).write()
         return infos
@@ -211,8 +212,8 @@ class Beir(BeirBuilder):
     """The published sets of BEIR (arXiv 2104.08663); the configurations are `beir/...` of `published.BEIR`."""
 
     BUILDER_CONFIGS = [
-        BeirConfig(name=config_name(name), collection=name, open=partial(_open_published, *place))
-        for name, place in BEIR.items()
+        BeirConfig(name=config_name(name), collection=name, open=partial(_open_published, inside))
+        for name, inside in BEIR.items()
     ]
 
     @property
