@@ -1,8 +1,10 @@
 """Published collections: downloaded, checked and prepared by TFDS builders, from a server on this machine."""
 
+import errno
 import hashlib
 import http.server
 import json
+import os
 import shutil
 import threading
 import zipfile
@@ -25,7 +27,7 @@ from prorank_jax.errors import InputError
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves the zips of a folder; `fault` is what goes wrong."""
+    """Serves the zips of a folder, also from a byte on; `fault` is what goes wrong."""
 
     folder: Path
     fault: ClassVar[str] = ""
@@ -34,12 +36,16 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         file = self.folder / self.path.removeprefix("/mirror/")
         body = file.read_bytes() if file.is_file() else b""
-        self.served.append(file.name)
-        self.send_response(200 if body else 404)
-        if self.fault != "short":
-            self.send_header("Content-Length", str(len(body)))
+        asked = self.headers.get("Range")
+        self.served.append(file.name + (f" {asked}" if asked else ""))
+        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.fault != "no ranges" else 0
+        if self.fault == "another":
+            body = body[:-1] + b"x"
+        self.send_response((206 if first else 200) if body else 404)
+        if self.fault != "no length":
+            self.send_header("Content-Length", str(len(body) - first + (self.fault == "longer")))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.fault else body)
+        self.wfile.write(body[first : len(body) // 2] if self.fault in ("broken", "no length") else body[first:])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -158,42 +164,96 @@ def test_of_two_that_start_together_one_downloads_and_prepares(mirror: type[Mirr
     assert mirror.served == ["nfcorpus.zip"]
 
 
-def test_a_download_that_breaks_off_is_not_trusted(
-    mirror: type[Mirror], cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["broken", "no length"])
+def test_a_download_that_breaks_off_goes_on(
+    mirror: type[Mirror], cache: Path, zips: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "fault", "broken")
+    size = (zips / "nfcorpus.zip").stat().st_size
+    monkeypatch.setattr(mirror, "fault", how)
     message = refusal("beir/nfcorpus")
-    assert message.startswith("http://127.0.0.1:") and "/mirror/nfcorpus.zip: cannot be downloaded (" in message
-    assert message.endswith("try again, name a mirror in PRORANK_BEIR_URL, or give the path of the zip")
-    assert kept(cache) == []
+    assert message.startswith("http://127.0.0.1:")
+    assert (
+        f"/mirror/nfcorpus.zip: cannot be downloaded (it broke off after {size // 2} of {size} bytes); try again, "
+        "which goes on where it broke off, name a mirror in PRORANK_BEIR_URL, or give the path of the zip"
+    ) in message
+    # What there is of it is not taken for the zip.
+    assert kept(cache) == ["downloads/nfcorpus/nfcorpus.zip.part"]
     monkeypatch.setattr(mirror, "fault", "")
     assert len(open_collection("beir/nfcorpus", "test").documents) == 30
+    assert mirror.served == ["nfcorpus.zip", f"nfcorpus.zip bytes={size // 2}-"]
+
+
+@pytest.mark.parametrize("fault", ["", "no ranges"])
+@pytest.mark.parametrize("left", [b"", b"half of another file", b"x" * 1_000_000])
+def test_what_was_left_by_another_download_is_not_trusted(
+    mirror: type[Mirror], cache: Path, fault: str, left: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = cache / "downloads" / "nfcorpus" / "nfcorpus.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(left)
+    monkeypatch.setattr(mirror, "fault", fault)
+    if fault == "" and left == b"half of another file":
+        assert "its SHA-256 is" in refusal("beir/nfcorpus")
+        assert kept(cache) == []
+    assert len(open_collection("beir/nfcorpus", "test").documents) == 30
+    assert not part.exists()
 
 
 def test_another_file_than_the_published_one_is_removed(
     mirror: type[Mirror], cache: Path, zips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "fault", "short")
+    monkeypatch.setattr(mirror, "fault", "another")
     body = (zips / "nfcorpus.zip").read_bytes()
-    half, whole = (hashlib.sha256(part).hexdigest() for part in (body[: len(body) // 2], body))
+    found, published = (hashlib.sha256(part).hexdigest() for part in (body[:-1] + b"x", body))
     message = refusal("beir/nfcorpus")
-    assert f"/mirror/nfcorpus.zip: its SHA-256 is {half}, and that of the published file {whole}; try again" in message
+    assert (
+        f"/mirror/nfcorpus.zip: its SHA-256 is {found}, and that of the published file {published}; it is removed: try "
+        "again, or name a mirror in PRORANK_BEIR_URL"
+    ) in message
     assert kept(cache) == []
+    monkeypatch.setattr(mirror, "fault", "longer")
+    assert f"has {len(body) + 1} bytes, and the published file {len(body)}; name a mirror" in refusal("beir/nfcorpus")
     monkeypatch.setattr(mirror, "fault", "")
     prepare_collection("beir/nfcorpus")
 
 
-def test_a_download_that_was_cut_with_its_process_is_removed(mirror: type[Mirror], cache: Path) -> None:
-    left = cache / "downloads" / "nfcorpus" / "beir" / "x.tmp.0123"
-    left.mkdir(parents=True)
-    (left / "nfcorpus.zip").write_bytes(b"half")
-    prepare_collection("beir/nfcorpus")
-    assert mirror.served == ["nfcorpus.zip"] and not left.exists()
+def test_a_zip_that_changed_after_its_download_is_removed(mirror: type[Mirror], cache: Path) -> None:
+    prepare_collection("beir/cqadupstack/android")
+    archive = cache / "downloads" / "cqadupstack" / "cqadupstack.zip"
+    archive.write_bytes(archive.read_bytes()[:-1])
+    assert "its SHA-256 is" in refusal("beir/cqadupstack/tex")
+    prepare_collection("beir/cqadupstack/tex")
+    assert mirror.served == ["cqadupstack.zip"] * 2
 
 
 def test_a_file_that_the_mirror_lacks(mirror: type[Mirror], cache: Path) -> None:
-    assert "/mirror/quora.zip: cannot be downloaded (Failed to get url" in refusal("beir/quora")
+    assert "/mirror/quora.zip: cannot be downloaded (HTTP Error 404: Not Found); try" in refusal("beir/quora")
     assert kept(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:9", "([Errno 111] Connection refused)"),
+        ("nonsense", "(unknown url type: 'nonsense/quora.zip')"),
+    ],
+)
+def test_a_mirror_that_is_none(cache: Path, url: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRORANK_BEIR_URL", url)
+    assert f"{url}/quora.zip: cannot be downloaded {reason}; try again" in refusal("beir/quora")
+
+
+def test_a_disk_that_the_download_fills(mirror: type[Mirror], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prorank_jax.data.download.progress", full)
+        assert refusal("beir/nfcorpus") == (
+            f"{cache}/downloads/nfcorpus: cannot be written (No space left on device); free space, or name another "
+            "folder in PRORANK_CACHE"
+        )
+    prepare_collection("beir/nfcorpus")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(cache: Path) -> None:
@@ -254,7 +314,7 @@ def test_the_verb_says_what_there_is(mirror: type[Mirror], cache: Path, prorank:
     assert status == 0, err
     assert out.startswith("beir/nfcorpus: 30 documents, 6 queries; judgements: dev 6, test 6; ")
     assert out.endswith(f" s: {cache}/collections/beir/nfcorpus/1.0.0\n")
-    assert err.splitlines()[0].startswith("http://127.0.0.1:") and "downloading" in err
+    assert err.splitlines()[0].startswith("http://127.0.0.1:") and "nfcorpus.zip, MB 0/0" in err
     status, out, err = prorank("data", "prepare", "beir/nfcorpus")
     assert (status, err) == (0, "")
     for option in (["--out", "x"], ["--single"], ["--for-scores"]):
@@ -274,6 +334,15 @@ def test_training_takes_the_same_names(mirror: type[Mirror], tmp_path: Path) -> 
     misspelt = config.model_copy(update={"path": "beir/nfcorpsu"})
     with pytest.raises(InputError, match="did you mean beir/nfcorpus"):
         open_mixture(misspelt, tmp_path / "rows")
+
+
+def test_mining_takes_the_same_names(mirror: type[Mirror], tmp_path: Path, prorank: Prorank) -> None:
+    (tmp_path / "run.trec").write_text("q0 Q0 d5 1 2.0 x\nq0 Q0 d0 2 1.0 x\n")
+    options = ("--split", "dev", "--first-stage", tmp_path / "run.trec", "--out", tmp_path / "mined.jsonl")
+    status, out, err = prorank("data", "mine", "--data", "beir/nfcorpus", *options)
+    assert status == 0, err
+    row = json.loads((tmp_path / "mined.jsonl").read_text())
+    assert (row["pos_ids"], row["neg_ids"], row["neg"]) == (["d0"], ["d5"], ["Title 5 medicine 5"])
 
 
 def test_the_address_is_the_official_one_where_no_mirror_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

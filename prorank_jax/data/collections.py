@@ -16,8 +16,9 @@ from prorank_jax.atomic import alone
 from prorank_jax.cache import VARIABLE, cache_folder
 from prorank_jax.data.beir import Collection, is_beir
 from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES
+from prorank_jax.data.download import fetch
 from prorank_jax.data.prepared_collection import PreparedCollection, read_prepared, records_of
-from prorank_jax.data.published import BEIR, COLLECTIONS
+from prorank_jax.data.published import BEIR, COLLECTIONS, zip_of
 from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -156,8 +157,10 @@ def _prepare(where: _Located, folder: Path) -> PreparedCollection:
     elif where.builder == "nano_beir":
         builder = tfds_beir.NanoBeir(config=where.config, data_dir=data_dir)
     else:
+        zipped = zip_of(BEIR[where.name])
+        downloads = cache_folder() / "downloads" / zipped.name
+        fetch(zipped, downloads)
         builder = tfds_beir.Beir(config=where.config, data_dir=data_dir)
-        downloads = cache_folder() / "downloads" / where.config.partition(".")[0]
     tfds_beir.prepare(builder, downloads)
     prepared = read_prepared(folder)
     assert prepared is not None

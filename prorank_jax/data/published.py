@@ -52,6 +52,12 @@ FORUMS = (
 )
 """Of CQADupStack, whose zip holds a collection of each."""
 
+
+def zip_of(folder: str) -> Zip:
+    """`cqadupstack/tex` -> the zip that the folder is in, which has the name of its first part."""
+    return ZIPS[folder.partition("/")[0]]
+
+
 BEIR = {
     f"beir/{name}": name
     for name in (
@@ -60,7 +66,7 @@ BEIR = {
         *("quora", "dbpedia-entity", "scidocs", "fever", "climate-fever", "scifact"),
     )
 }
-"""Name -> the folder in its zip, which has the name of the first part of it; in the order of the BEIR paper."""
+"""Name -> the folder in its zip; in the order of the BEIR paper."""
 
 NANO_BEIR = {
     "nano-beir/arguana": "zeta-alpha-ai/NanoArguAna",

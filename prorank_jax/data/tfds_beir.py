@@ -27,10 +27,9 @@ from tensorflow_datasets.core.units import Size
 
 from prorank_jax.data.beir_files import BeirFiles, FolderFiles, NanoFiles, ZipFiles, given_twice
 from prorank_jax.data.document_index import TABLES, IndexWriter, first_given_twice
-from prorank_jax.data.download import download
 from prorank_jax.data.files import from_hub
 from prorank_jax.data.prepared_collection import CORPUS, QUERIES, PreparedCollection, Shard
-from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS
+from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS, zip_of
 from prorank_jax.data.tf_example import pack
 from prorank_jax.errors import InputError
 
@@ -53,7 +52,7 @@ class BeirConfig(tfds.core.BuilderConfig):
 
 
 def _open_published(inside: str, dl_manager: Any) -> BeirFiles:
-    return ZipFiles(download(ZIPS[inside.partition("/")[0]], dl_manager), inside)
+    return ZipFiles(Path(dl_manager.download(zip_of(inside).url)), inside)
 
 
 def _open_nano(repository: str, dl_manager: Any) -> BeirFiles:
@@ -102,6 +101,11 @@ def _write(examples: Iterable[tuple[int, Fields]], template: Any) -> list[int]:
     return lengths
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: no bucket knows these data, and TFDS makes a temporary folder of each question."""
+
+
 class BeirBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
@@ -118,7 +122,7 @@ class BeirBuilder(tfds.core.GeneratorBasedBuilder):
         def text(doc: str) -> tfds.features.Text:
             return tfds.features.Text(optional=True, doc=doc)
 
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
@@ -240,9 +244,17 @@ def local_beir(config: str, collection: str, path: Path) -> type[BeirBuilder]:
 
 
 def prepare(builder: BeirBuilder, downloads: Path) -> None:
-    """Writes what `builder` reads as ArrayRecord files; zips are kept in the folder `downloads`."""
+    """Writes what `builder` reads as ArrayRecord files.
+
+    Args:
+      downloads: where the zips of BEIR are; one that is not there is downloaded by TFDS.
+
+    Raises:
+      InputError: a file is missing or malformed, with its line.
+      OSError: the files cannot be written; nothing of them is left.
+    """
     config = tfds.download.DownloadConfig(
-        extract_dir=downloads, force_checksums_validation=True, try_download_gcs=False
+        manual_dir=downloads, extract_dir=downloads, force_checksums_validation=True, try_download_gcs=False
     )
     handlers = logging.root.handlers[:]
     try:
