@@ -195,7 +195,8 @@ run = {ids[i]: [(ids[j], 9.0 - j) for j in range(i, i + width)] for i in range(q
 values = {name: value.tolist() for name, value in per_query(qrels, run, metrics).items()}
 loaded = "ir_datasets" in sys.modules
 from numba.core.dispatcher import Dispatcher
-used = [d for d in gc.get_objects() if isinstance(d, Dispatcher) and d.__module__.startswith("ranx.")]
+# Not isinstance, which also asks weak references whose object is gone.
+used = [d for d in gc.get_objects() if issubclass(type(d), Dispatcher) and d.__module__.startswith("ranx.")]
 misses = sum(sum(d.stats.cache_misses.values()) for d in used)
 hits = sum(sum(d.stats.cache_hits.values()) for d in used)
 print(json.dumps({"values": values, "misses": misses, "hits": hits, "loaded": loaded}))

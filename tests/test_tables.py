@@ -20,7 +20,7 @@ TABLE = Table(
     caption=f"nDCG@10, top 100 of BM25, {AWKWARD}",
     corner="model",
     rows=ROWS,
-    marks={("ours", "SciFact"): "†", ("difference", "SciFact"): "a"},
+    marks={("ours", "SciFact"): "†", ("difference", "SciFact"): "&"},
     bold={("ours", "SciFact"), ("difference", "SciFact")},
     rules={"difference"},
     notes=["† p < 0.05, against BM25", AWKWARD],
@@ -31,7 +31,7 @@ GRID = [
     ["BM25", "0.6789", "0.3177", "300", "—"],
     ["ours", "0.7412†", "—", "1200", "—"],
     [AWKWARD, "0.0000", "123.5", "a|b", "—"],
-    ["difference", "-0.0123a", "—", "—", "98765"],
+    ["difference", "-0.0123&", "—", "—", "98765"],
 ]
 
 
@@ -157,7 +157,7 @@ def test_html_says_what_the_table_says() -> None:
     assert page.texts["title"] == [TABLE.caption]
     assert page.texts["p"] == [*TABLE.notes, *TABLE.notes]
     assert page.texts["strong"] == ["0.7412", "-0.0123"] * 2
-    assert page.texts["sup"] == ["†", "a"] * 2
+    assert page.texts["sup"] == ["†", "&"] * 2
     # A group of rows begins at the rule.
     assert page.groups == [1, 4, 6, 9]
     assert not re.search(r"(src|href)=|url\(|@import", html(TABLE))
