@@ -4,6 +4,7 @@ Imports stand inside the verbs, so that `prorank --help` answers at once.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -90,43 +91,69 @@ def export(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="BEIR folder of the collection.")],
     model: Annotated[str | None, typer.Argument(help="Model folder, hub id, or builtin:tiny.")] = None,
-    split: Annotated[str, typer.Option(help="Whose queries and judgements: qrels/SPLIT.tsv.")] = "test",
-    first_stage: Annotated[str, typer.Option(help="bm25, or the path of a TREC run.")] = "bm25",
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Another model, or NAME=MODEL; may be given again.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A collection: beir/NAME, a BEIR folder, or a zip of one.")] = None,
+    suite: Annotated[str | None, typer.Option(help="beir, nano-beir, or a YAML file of collections.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With --data: whose queries and judgements [default: test].")
+    ] = None,
+    first_stage: Annotated[str, typer.Option(help="bm25, or a TREC or ranx run: a file, or a run's name.")] = "bm25",
     depth: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
-    out: Annotated[Path | None, typer.Option(help="Folder for run.trec and metrics.json.")] = None,
+    k1: Annotated[float, typer.Option(min=0, help="Of BM25.")] = 0.9,
+    b: Annotated[float, typer.Option(min=0, max=1, help="Of BM25.")] = 0.4,
+    title_weight: Annotated[
+        float | None, typer.Option(min=0, help="BM25 with the title as a field of its own [default: one field].")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="As ndcg@10,map,mrr@10,recall@100 [default: these].")] = None,
+    fuse: Annotated[str | None, typer.Option(help="Fuse with the first stage too, as is best on this split.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="The task, in place of the prompt's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for runs, figures and tables.")] = None,
     first_stage_only: Annotated[bool, typer.Option("--first-stage-only", help="Measure without reranking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Retrieve, and say what reranking would cost.")] = False,
     max_length: MaxLength = None,
     order: Order = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Retrieve, rerank and measure one collection."""
+    """Retrieve, rerank and measure: one collection (--data) or many (--suite), one model or several."""
     from prorank_jax.card import add_measurement
-    from prorank_jax.data.beir import read_beir
-    from prorank_jax.data.candidates import candidates
-    from prorank_jax.evaluate import evaluate as evaluate_run
-    from prorank_jax.tables import markdown_table
+    from prorank_jax.data.candidates import BM25
+    from prorank_jax.evaluation.first_stage import FirstStage
+    from prorank_jax.evaluation.measures import DEFAULT_METRICS, check_metrics
+    from prorank_jax.evaluation.suites import load_suite, one_collection
     from prorank_jax.reranker import Reranker
-    from prorank_jax.run_folder import CONFIG_FILE
+    from prorank_jax.suite import Folders, Model, Settings, Suite, default_out, name_models, open_jobs
+    from prorank_jax.suite_report import write_report
 
-    if (model is None) != first_stage_only:
+    sources = [*([model] if model else []), *(models or [])]
+    if bool(sources) == first_stage_only:
         raise InputError("prorank evaluate: give either a MODEL or --first-stage-only, not both and not neither")
-    collection = read_beir(data, split)
-    reranker = (
-        None if model is None else Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
-    )
-    if out is None:
-        of_run = model is not None and (Path(model).parent / CONFIG_FILE).exists()
-        out = (Path(model).parent if of_run and model else Path()) / "evaluation" / f"{collection.name}-{split}"
-    run = candidates(collection, first_stage, depth)
-    figures = evaluate_run(reranker, collection, run, out, first_stage=first_stage, depth=depth, show_progress=True)
-    if model is not None and Path(model).is_dir() and reranker is not None:
-        add_measurement(Path(model), figures, reranker.prompt)
-    table = {f"{collection.name} {split}, {len(collection.queries)} queries": figures["metrics"]}
-    print(markdown_table(table))
-    what = "as retrieved" if reranker is None else f"reranked, {reranker.max_length} tokens, {reranker.dtype}"
-    print(f"\nfirst stage {first_stage}, depth {depth}, {what}; run and metrics: {out}")
+    if (data is None) == (suite is None):
+        raise InputError("prorank evaluate: give either --data or --suite, not both and not neither")
+    if split is not None and suite is not None:
+        raise InputError(f"--split={split}: has no meaning with --suite, whose file names splits; leave it out")
+    stage = FirstStage(first_stage, depth, BM25(k1, b, title_weight))
+    measures = DEFAULT_METRICS if metrics is None else check_metrics(metrics.split(","))
+    settings = Settings(stage, measures, instruction, fuse)
+    named = name_models(sources)
+    listed = load_suite(suite) if suite is not None else one_collection(str(data), split or "test")
+    jobs = open_jobs(listed, settings)
+    single = suite is None and len(named) <= 1 and fuse is None
+    out = out or default_out(sources[0] if len(sources) == 1 else None, suite, jobs)
+
+    def load(model: Model) -> Reranker:
+        return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order)
+
+    work = Suite(jobs, Folders(out, single), settings, tell=lambda line: print(line, file=sys.stderr))
+    if dry_run:
+        for one in named:
+            print("\n".join(work.cost(one, load(one))))
+        return
+    systems = work.measure(named, load, measured=add_measurement)
+    print(write_report(systems, jobs, measures, out))
+    print(f"figures, runs and tables: {out}")
 
 
 @app.command()
@@ -157,25 +184,48 @@ def rerank(
 
 @data_app.command("prepare")
 def data_prepare(
-    files: Annotated[str, typer.Argument(help="Rows: a file, a folder or pattern of files, or hf://datasets/...")],
-    out: Annotated[Path, typer.Option(help="Folder to write, which data.path of a configuration may name.")],
-    single: Annotated[bool, typer.Option("--single", help="For score.documents_per_query=1.")] = False,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A collection: beir/NAME, a BEIR folder, or a zip of one. Or rows: a file, a folder or pattern of "
+            "files, or hf://datasets/..."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Of rows: the folder to write, which data.path of a configuration may name.")
+    ] = None,
+    single: Annotated[bool, typer.Option("--single", help="Of rows: for score.documents_per_query=1.")] = False,
     for_scores: Annotated[
-        bool, typer.Option("--for-scores", help="Keep queries without a relevant document, to learn scores from.")
+        bool, typer.Option("--for-scores", help="Of rows: keep queries without a relevant document, to learn scores.")
     ] = False,
 ) -> None:
-    """Write files of rows as ArrayRecord, which training reads by position; training does it by itself too."""
+    """Write a collection or files of rows as ArrayRecord, read by position; other commands do it by themselves too."""
+    from prorank_jax.cache import VARIABLE
+    from prorank_jax.data.collections import describe, is_collection, prepare_collection
     from prorank_jax.data.prepare import prepare
 
+    if is_collection(source):
+        of_rows = {"--out": out, "--single": single, "--for-scores": for_scores}
+        for option, value in of_rows.items():
+            if value:
+                raise InputError(
+                    f"{option}: is for rows, and {source} is a collection, which goes to the cache; leave it out "
+                    f"(the cache is the folder that {VARIABLE} names)"
+                )
+        started = time.monotonic()
+        print(describe(prepare_collection(source), time.monotonic() - started))
+        return
+    if out is None:
+        raise InputError(f"prorank data prepare: {source} is no collection; name a folder for its rows in --out")
     positives_only = not for_scores and not single
-    prepared = prepare(files, out, single=single, positives_only=positives_only, remedy="give another --out")
+    prepared = prepare(source, out, single=single, positives_only=positives_only, remedy="give another --out")
     print(f"{prepared.rows} rows, {prepared.groups} groups, {prepared.skipped} without a positive skipped: {out}")
 
 
 @data_app.command("mine")
 def data_mine(
     out: Annotated[Path, typer.Option(help="File to write: .jsonl or .jsonl.gz.")],
-    data: Annotated[Path | None, typer.Option(help="BEIR folder of the collection.")] = None,
+    data: Annotated[str | None, typer.Option(help="A collection: beir/NAME, a BEIR folder, or a zip of one.")] = None,
     split: Annotated[str | None, typer.Option(help="Whose queries and judgements [default: train].")] = None,
     first_stage: Annotated[str | None, typer.Option(help="bm25 [default], or the path of a TREC run.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query [default: 100].")] = None,
@@ -198,8 +248,8 @@ def data_mine(
     seed: Annotated[int, typer.Option(min=0, help="Of the random sample.")] = 0,
 ) -> None:
     """Hard negatives of a collection (--data), or those of a scored file that are not in doubt (--scores)."""
-    from prorank_jax.data.beir import read_beir
     from prorank_jax.data.candidates import candidates
+    from prorank_jax.data.collections import open_collection
     from prorank_jax.data.false_negatives import Doubt, drop_false_negatives
     from prorank_jax.data.jsonl import check_out
     from prorank_jax.data.mine import Choice, Window, depth_of, mine, parse_ranks, write_mined
@@ -228,7 +278,7 @@ def data_mine(
         depth = depth_of(first_and_last, depth)
         lowest = 1 if relevant_from is None else relevant_from
         window = Window(first_and_last or (1, depth), relative_margin, absolute_margin, lowest)
-        collection = read_beir(data, split or "train")
+        collection = open_collection(data, split or "train")
         mined = mine(collection, candidates(collection, first_stage or "bm25", depth), window, choice)
         write_mined(mined, out)
         print(f"{mined}: {out}")

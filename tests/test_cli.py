@@ -75,7 +75,8 @@ def test_no_verb_prints_the_help(prorank: Prorank) -> None:
     [
         (["train"], "Missing argument 'config'; see prorank --help"),
         (["train", "run.yaml"], "Missing option '--workdir'; see prorank --help"),
-        (["evaluate"], "Missing option '--data'; see prorank --help"),
+        (["evaluate", "--first-stage-only"], "give either --data or --suite, not both and not neither"),
+        (["evaluate", "--first-stage-only", "--data", "x", "--suite", "beir"], "give either --data or --suite"),
         (["rerank", "model"], "Missing argument 'documents'; see prorank --help"),
         (["rerank", "model", "docs.txt"], "Missing option '--query'; see prorank --help"),
         (["doctor", "--all"], "No such option: --all; see prorank --help"),
@@ -239,8 +240,9 @@ def test_evaluate_measures_the_first_stage_and_the_reranked_run(
     written = json.loads((tmp_path / "bm25" / "metrics.json").read_text())
     found = written["metrics"]["ndcg@10"]
     assert found == pytest.approx(ndcg_by_trec_eval(tmp_path / "bm25" / "run.trec", collection.qrels), abs=1e-9)
-    assert "| test test, 4 queries |" in out and f"{found:.4f}" in out
-    assert f"first stage bm25, depth 20, as retrieved; run and metrics: {tmp_path / 'bm25'}" in out
+    assert "| test-test  |" in out and f"{found:.4f}" in out
+    assert "first stage: BM25 (k1 0.9, b 0.4, title and text); depth: 20; queries: test-test 4. Ties are broken" in out
+    assert out.endswith(f"figures, runs and tables: {tmp_path / 'bm25'}\n")
     first = bm25_run(collection, 20)
     ranked = read_run(tmp_path / "bm25" / "run.trec")
     assert {q: [d for d, _ in r] for q, r in ranked.items()} == {q: [d for d, _ in r] for q, r in first.items()}
@@ -251,8 +253,10 @@ def test_evaluate_measures_the_first_stage_and_the_reranked_run(
     status, out, err = prorank("evaluate", model, *options, "--max-length", 120, "--dtype", "bfloat16")
     folder = tmp_path / "run" / "evaluation" / "test-test"
     assert status == 0
-    assert f"depth 20, reranked, 120 tokens, bfloat16; run and metrics: {folder}" in out
-    assert "reranking 80/80\n" in err
+    assert "depth: 20; tokens of a prompt: 120; dtype: bfloat16" in out
+    assert out.endswith(f"figures, runs and tables: {folder}\n")
+    assert "run, test-test: 80 pairs, " in err
+    assert "reranking 4/4\n" in err
     written = json.loads((folder / "metrics.json").read_text())
     assert written["protocol"]["max_length"] == 120
     assert written["first_stage"]["ndcg@10"] == found

@@ -1,0 +1,217 @@
+"""The tables of an evaluation: figures by collection with their averages, and how far models differ.
+
+summary.json                           all figures
+report.md, report.tex, report.html     the tables, each with its protocol
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prorank_jax.atomic import write_atomically
+from prorank_jax.evaluate import Summary, read_per_query
+from prorank_jax.evaluation.averages import averages
+from prorank_jax.evaluation.folder import make, writing
+from prorank_jax.evaluation.significance import Comparison, compare
+from prorank_jax.suite import FIRST_STAGE, Job, System
+from prorank_jax.tables import Cell, Table, best, html, latex, markdown
+
+ORACLE = "oracle"
+ALPHA = 0.05
+"""Of what is marked as a difference."""
+DAGGER = "†"
+_TITLES = {"ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "recall", "precision": "precision"}
+_PROTOCOL = {
+    "first_stage": "first stage",
+    "depth": "depth",
+    "max_length": "tokens of a prompt",
+    "dtype": "dtype",
+    "instruction": "instruction",
+}
+_OF_COLLECTION = ("first_stage", "depth", "instruction")
+_RULES = (
+    "Ties are broken by first-stage rank; a document whose id is the query's is left out; judged queries without "
+    "candidates count 0."
+)
+
+
+def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequence[str], out: Path) -> str:
+    """Writes the tables and `summary.json`.
+
+    Args:
+      metrics: a table each; models are compared by the first.
+
+    Returns:
+      the first table, as Markdown.
+
+    Raises:
+      InputError: `out` cannot be written.
+    """
+    compared = {job.slug: _compared(systems, job, metrics[0]) for job in jobs}
+    tables = [_figures(systems, jobs, metric, compared if metric == metrics[0] else {}) for metric in metrics]
+    shown = [*tables, *_comparisons(jobs, compared, metrics[0])]
+    make(out)
+    with writing(out):
+        write_atomically(out / "report.md", "\n".join(map(markdown, shown)))
+        write_atomically(out / "report.tex", "\n".join(map(latex, shown)))
+        write_atomically(out / "report.html", html(*shown))
+        summary = _summary(systems, jobs, metrics, compared)
+        write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return markdown(tables[0])
+
+
+def metric_title(metric: str) -> str:
+    """`nDCG@10` of `ndcg@10`."""
+    name, at, cutoff = metric.partition("@")
+    return f"{_TITLES.get(name, name)}{at}{cutoff}"
+
+
+def _figures(
+    systems: Sequence[System], jobs: Sequence[Job], metric: str, compared: Mapping[str, Sequence[Comparison]]
+) -> Table:
+    """Collections and their averages by system; a dagger marks what differs from the first stage."""
+    columns = {FIRST_STAGE: {job.slug: _of_job(systems, job)["first_stage"][metric] for job in jobs}}
+    for system in systems:
+        columns[system.label] = {slug: summary["metrics"][metric] for slug, summary in system.summaries.items()}
+    highest = {(row, label) for label, row in best(_with_averages(columns, jobs))}
+    if metric == "ndcg@10":
+        columns[ORACLE] = {job.slug: _of_job(systems, job)["oracle"][metric] for job in jobs}
+    shown = _with_averages(columns, jobs)
+    names = {job.collection.name: columns[FIRST_STAGE][job.slug] for job in jobs}
+    notes = [f"{_average(name)}: over {', '.join(found.over)}." for name, found in averages(names).items()]
+    notes += [
+        _weights(system) for system in systems if any("fusion" in of["protocol"] for of in system.summaries.values())
+    ]
+    marks = {
+        (slug, one.run): DAGGER
+        for slug, of_job in compared.items()
+        for one in of_job
+        if one.baseline == FIRST_STAGE and one.randomisation < ALPHA
+    }
+    if marks:
+        notes.insert(0, f"{DAGGER} differs from the first stage, p < {ALPHA} (see the table of comparisons).")
+    rows = {row: {label: shown[label].get(row) for label in shown} for row in shown[FIRST_STAGE]}
+    return Table(
+        caption=f"{metric_title(metric)} by collection. {_protocol(systems, jobs)}",
+        corner="collection",
+        rows=rows,
+        marks=marks,
+        bold=highest,
+        rules=[row for row in rows if row not in columns[FIRST_STAGE]][:1],
+        notes=notes,
+    )
+
+
+def _weights(system: System) -> str:
+    """How a fusion was tuned."""
+    told = []
+    for slug, summary in system.summaries.items():
+        fusion = summary["protocol"]["fusion"]
+        told.append(f"{slug} {fusion['first_stage']:g} + {fusion['reranker']:g} (tuned on {fusion['tuned_on']})")
+    return f"{system.label}: weights of the first stage and the model, by collection: {', '.join(told)}."
+
+
+def _with_averages(columns: Mapping[str, Mapping[str, float]], jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
+    """Each system's figures, and their averages behind them."""
+    found = {}
+    for label, figures in columns.items():
+        names = {job.collection.name: figures[job.slug] for job in jobs if job.slug in figures}
+        found[label] = dict(figures) | {_average(name): one.value for name, one in averages(names).items()}
+    return found
+
+
+def _average(name: str) -> str:
+    return f"average, {name}"
+
+
+def _comparisons(jobs: Sequence[Job], compared: Mapping[str, Sequence[Comparison]], metric: str) -> Iterator[Table]:
+    rows: dict[str, dict[str, Cell]] = {
+        f"{job.slug}: {one.run} - {one.baseline}": {
+            "difference": one.difference,
+            "95% from": one.interval and one.interval[0],
+            "to": one.interval and one.interval[1],
+            "better": one.wins,
+            "worse": one.losses,
+            "equal": one.ties,
+            "p (randomisation)": _p(one.raw_randomisation),
+            "corrected": _p(one.randomisation),
+            "p (t-test)": _p(one.raw_t_test),
+            "corrected (t-test)": _p(one.t_test),
+        }
+        for job in jobs
+        for one in compared[job.slug]
+    }
+    if rows:
+        yield Table(
+            caption=(
+                f"Differences of {metric_title(metric)} by query: their mean with its 95% confidence interval, the "
+                "queries that are better, worse and equal, and two-sided paired tests (randomisation and t-test), also "
+                "with Holm's correction over the comparisons of a collection."
+            ),
+            corner="collection: one - other",
+            rows=rows,
+        )
+
+
+def _p(value: float) -> Cell:
+    return value if value >= 1e-4 else "< 0.0001"
+
+
+def _compared(systems: Sequence[System], job: Job, metric: str) -> list[Comparison]:
+    """All pairs of systems, the first stage among them, on one collection."""
+    folders = {system.label: system.folders[job.slug] for system in systems if job.slug in system.folders}
+    values = {FIRST_STAGE: read_per_query(next(iter(folders.values())), metric, first_stage=True)}
+    values |= {label: read_per_query(folder, metric) for label, folder in folders.items()}
+    return compare(values) if len(values) > 1 else []
+
+
+def _protocol(systems: Sequence[System], jobs: Sequence[Job]) -> str:
+    """What the figures are of: what all have in common once, what differs by collection or model."""
+    told = []
+    for key, title in _PROTOCOL.items():
+        found: dict[str, list[str]] = {}
+        for system in systems:
+            for slug, summary in system.summaries.items():
+                value = summary["protocol"].get(key)
+                if value is not None:
+                    place = slug if key in _OF_COLLECTION else system.label
+                    found.setdefault(str(value), []).append(place)
+        if len(found) == 1:
+            told.append(f"{title}: {next(iter(found))}")
+        elif found:
+            told.append(
+                f"{title}: " + ", ".join(f"{value} ({', '.join(dict.fromkeys(of))})" for value, of in found.items())
+            )
+    queries = ", ".join(f"{job.slug} {len(job.collection.queries)}" for job in jobs)
+    return f"Protocol: {'; '.join([*told, f'queries: {queries}'])}. {_RULES}"
+
+
+def _summary(
+    systems: Sequence[System],
+    jobs: Sequence[Job],
+    metrics: Sequence[str],
+    compared: Mapping[str, Sequence[Comparison]],
+) -> dict[str, Any]:
+    columns = {
+        metric: _with_averages(
+            {one.label: {s: f["metrics"][metric] for s, f in one.summaries.items()} for one in systems}, jobs
+        )
+        for metric in metrics
+    }
+    return {
+        "figures": {one.label: one.summaries for one in systems},
+        "averages": {
+            metric: {
+                label: {row: value for row, value in figures.items() if row.startswith(_average(""))}
+                for label, figures in of_metric.items()
+            }
+            for metric, of_metric in columns.items()
+        },
+        "comparisons": {slug: [one._asdict() for one in of_job] for slug, of_job in compared.items()},
+    }
+
+
+def _of_job(systems: Sequence[System], job: Job) -> Summary:
+    """Any system's figures of a collection: what they say of its first stage is the same."""
+    return next(system.summaries[job.slug] for system in systems if job.slug in system.summaries)

@@ -1,0 +1,293 @@
+"""`prorank evaluate` of several collections and models: folders, tables, estimates, fusion, and work that is killed."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Prorank
+
+from prorank_jax.data.beir import read_beir
+from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.ndcg import ndcg_at_10
+from prorank_jax.data.runs import read_run, write_run
+from prorank_jax.errors import InputError
+from prorank_jax.evaluate import read_per_query
+from prorank_jax.evaluation.suites import BUILTIN, load_suite
+from prorank_jax.suite import Model, name_models
+
+
+@pytest.fixture
+def suite(tmp_path: Path, tiny_collection: Path) -> Path:
+    """Two collections: `train`, of which `dev` has other queries than `test`, and `other`."""
+    train = shutil.copytree(tiny_collection / "train", tmp_path / "first")
+    heading, *lines = (train / "qrels" / "train.tsv").read_text().splitlines()
+    names = list(dict.fromkeys(line.partition("\t")[0] for line in lines))
+    for split, kept in (("test", names[:3]), ("dev", names[3:])):
+        of_split = [line for line in lines if line.partition("\t")[0] in kept]
+        (train / "qrels" / f"{split}.tsv").write_text("\n".join([heading, *of_split]) + "\n")
+    other = shutil.copytree(tiny_collection / "test", tmp_path / "other")
+    path = tmp_path / "mine.yaml"
+    tree = {"collections": [str(train), {"data": str(other), "depth": 7, "instruction": "Find it."}]}
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def table(text: str) -> dict[str, dict[str, str]]:
+    """Row -> column -> cell of the first Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    grid = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(grid[0][1:], row[1:], strict=True)) for row in grid[2:]}
+
+
+def number(cell: str) -> float:
+    return float(re.sub(r"[*†]", "", cell))
+
+
+def test_two_models_on_two_collections(
+    prorank: Prorank, tiny_model: Path, untied_model: Path, suite: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", tiny_model, "--model", f"other={untied_model}", "--suite", suite, "--depth", 12)
+    status, printed, err = prorank(*arguments, "--max-length", 120, "--out", out, "--metrics", "ndcg@10,precision@5")
+    assert status == 0
+    label = tiny_model.resolve().name
+    slugs = ["first-test", "other-test"]
+    rows = table(printed)
+    assert list(rows) == [*slugs, "average, all 2"]
+    assert list(rows["first-test"]) == ["first-stage", label, "other", "oracle"]
+
+    for slug, depth in zip(slugs, (12, 7), strict=True):
+        collection = read_beir(tmp_path / slug.removesuffix("-test"), "test")
+        run = bm25_run(collection, depth)
+        assert number(rows[slug]["first-stage"]) == pytest.approx(ndcg_at_10(collection.qrels, run), abs=5.1e-5)
+        for model in (label, "other"):
+            ranked = read_run(out / model / slug / "run.trec")
+            figure = ndcg_at_10(collection.qrels, ranked)
+            assert number(rows[slug][model]) == pytest.approx(figure, abs=5.1e-5)
+            assert {q: {d for d, _ in r} for q, r in ranked.items()} == {q: {d for d, _ in r} for q, r in run.items()}
+            summary = json.loads((out / model / slug / "metrics.json").read_text())
+            assert list(summary["metrics"]) == ["ndcg@10", "precision@5"]
+            assert summary["protocol"]["instruction"] == (None if slug == "first-test" else "Find it.")
+            assert read_per_query(out / model / slug, "ndcg@10").mean() == pytest.approx(figure, abs=1e-9)
+    for column in ("first-stage", label, "other", "oracle"):
+        mean = sum(number(rows[slug][column]) for slug in slugs) / 2
+        assert number(rows["average, all 2"][column]) == pytest.approx(mean, abs=1.1e-4)
+    assert f"{label}, first-test: 36 pairs, " in err and "other, all: 64 pairs, " in err
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["figures"]["other"]["first-test"] == json.loads(
+        (out / "other" / "first-test" / "metrics.json").read_text()
+    )
+    compared = {(one["run"], one["baseline"]) for one in summary["comparisons"]["first-test"]}
+    assert compared == {(label, "first-stage"), ("other", "first-stage"), ("other", label)}
+    shown, _, last = printed.rstrip("\n").rpartition("\n")
+    assert last == f"figures, runs and tables: {out}"
+    assert (out / "report.md").read_text().startswith(shown.rstrip("\n"))
+    for name in ("report.md", "report.tex", "report.html"):
+        text = (out / name).read_text()
+        assert text.count("depth: 12 (first-test), 7 (other-test)") == (3 if name == "report.html" else 2)
+        for slug in slugs:
+            assert f"{number(rows[slug]['other']):.4f}" in text
+
+    # Again: nothing is reranked, and nothing changes.
+    before = files(out)
+    status, again, err = prorank(*arguments, "--max-length", 120, "--out", out, "--metrics", "ndcg@10,precision@5")
+    assert (status, again) == (0, printed)
+    assert err == f"{label}: nothing is left to rerank\nother: nothing is left to rerank\n"
+    assert files(out) == before
+
+
+def test_a_dry_run_says_what_is_left_and_reranks_nothing(
+    prorank: Prorank, tiny_model: Path, suite: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", tiny_model, "--depth", 12, "--max-length", 120, "--out", tmp_path / "out")
+    status, out, _ = prorank(*arguments, "--suite", suite, "--dry-run")
+    assert status == 0
+    first, other, every = out.splitlines()
+    label = tiny_model.resolve().name
+    pattern = r"{}: {} pairs, ([\d,]+) tokens, about \d+ s"
+    counts = [
+        int(re.fullmatch(pattern.format(re.escape(f"{label}, {name}"), pairs), line)[1].replace(",", ""))  # type: ignore
+        for name, pairs, line in (("first-test", 36, first), ("other-test", 28, other), ("all", 64, every))
+    ]
+    # Prompts of up to 120 tokens; the template alone has more than 40.
+    assert 36 * 40 < counts[0] <= 36 * 120
+    assert counts[2] == counts[0] + counts[1]
+    assert not (tmp_path / "out" / label).exists()
+
+
+def test_fusion_is_tuned_on_the_split_that_it_names(
+    prorank: Prorank, tiny_model: Path, suite: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", f"tiny={tiny_model}", "--suite", suite, "--depth", 12, "--max-length", 120)
+    status, printed, _ = prorank(*arguments, "--out", out, "--fuse", "dev")
+    assert status == 0
+    rows = table(printed)
+    assert list(rows["first-test"]) == ["first-stage", "tiny", "tiny+first-stage", "oracle"]
+    # `other` has no split dev.
+    assert rows["other-test"]["tiny+first-stage"] == "—"
+    protocol = json.loads((out / "tiny+first-stage" / "first-test" / "metrics.json").read_text())["protocol"]
+    weights = protocol["fusion"]
+    assert weights["tuned_on"] == "dev"
+
+    def fused(split: str, weight: float) -> float:
+        """By the definition: scores of each query between 0 and 1, added up."""
+        collection = read_beir(tmp_path / "first", split)
+        runs = [read_run(out / "first-stage" / f"first-{split}" / "first_stage.trec")]
+        runs.append(read_run(out / "tiny" / f"first-{split}" / "run.trec"))
+        both = {}
+        for query_id, ranking in runs[0].items():
+            names = [name for name, _ in ranking]
+            first, second = (np.array([dict(run[query_id])[name] for name in names]) for run in runs)
+            scores = (1 - weight) * (first - first.min()) / np.ptp(first)
+            scores += weight * (second - second.min()) / np.ptp(second)
+            both[query_id] = [(names[i], 0.0) for i in np.argsort(-scores.round(9), kind="stable")]
+        return ndcg_at_10(collection.qrels, both)
+
+    tuned = {tenths / 10: fused("dev", tenths / 10) for tenths in range(11)}
+    assert tuned[weights["reranker"]] == pytest.approx(max(tuned.values()), abs=1e-9)
+    assert number(rows["first-test"]["tiny+first-stage"]) == pytest.approx(
+        fused("test", weights["reranker"]), abs=5.1e-5
+    )
+    assert f"first-test {weights['first_stage']:g} + {weights['reranker']:g} (tuned on dev)" in printed
+
+
+def test_models_are_called_as_their_folders(tmp_path: Path) -> None:
+    export = tmp_path / "runs" / "best" / "export"
+    export.mkdir(parents=True)
+    assert name_models([str(export), "owner/model-2", "builtin:tiny", f"b={export}"]) == [
+        Model("best", str(export)),
+        Model("owner-model-2", "owner/model-2"),
+        Model("builtin-tiny", "builtin:tiny"),
+        Model("b", str(export)),
+    ]
+    with pytest.raises(InputError, match="'best' names another column already; write --model NAME="):
+        name_models([str(export), str(export)])
+    with pytest.raises(InputError, match="'first-stage' names another"):
+        name_models([f"first-stage={export}"])
+
+
+def test_the_suites() -> None:
+    beir, nano = ([entry.data for entry in BUILTIN[name].collections] for name in ("beir", "nano-beir"))
+    assert len(beir) == len(set(beir)) == 25 and len(nano) == len(set(nano)) == 13
+    assert "beir/msmarco" not in beir and "beir/cqadupstack/wordpress" in beir
+    assert load_suite("beir") is BUILTIN["beir"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({}, "mine.yaml: collections: missing"),
+        ({"collections": []}, "mine.yaml: collections=[]: tuple should have at least 1 item"),
+        ({"collections": ["a"], "depth": 3}, "mine.yaml: depth: unknown key; known here: collections"),
+        ({"collections": [{"data": "a", "splt": "x"}]}, "collections.0.splt: unknown key; did you mean 'split'?"),
+        ({"collections": [{"data": "a", "depth": 0}]}, "collections.0.depth=0: input should be greater than"),
+        ({"collections": [7]}, "mine.yaml: collections.0=7: "),
+        ({"collections": ["beir/scifactt"]}, "'beir/scifactt': no such folder, zip or collection; did you mean"),
+    ],
+)
+def test_a_wrong_suite(refused: Callable[..., str], tmp_path: Path, tree: Any, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert told in refused("evaluate", "--first-stage-only", "--suite", path)
+
+
+def test_other_refusals(refused: Callable[..., str], tiny_collection: Path, suite: Path, tmp_path: Path) -> None:
+    def told(*arguments: object) -> str:
+        return refused("evaluate", "--first-stage-only", *arguments)
+
+    assert told("--suite", "beer") == "--suite='beer': no such suite or file; use beir, nano-beir, or a YAML file"
+    assert "--split=dev: has no meaning with --suite" in told("--suite", suite, "--split", "dev")
+    assert "--fuse=devel: no collection has this split" in told("--suite", suite, "--fuse", "devel")
+    assert "ndcg" in told("--suite", suite, "--metrics", "ncdg@10")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text(yaml.safe_dump({"collections": [str(tiny_collection / "test")] * 2}))
+    assert "test-test is what" in told("--suite", twice)
+
+
+def test_a_run_by_name_and_by_pattern(prorank: Prorank, suite: Path, tmp_path: Path) -> None:
+    """Each collection has its own run, as one that another tool wrote."""
+    for name in ("first", "other"):
+        collection = read_beir(tmp_path / name, "test")
+        reverse = {query: [(d, -s) for d, s in ranking[::-1]] for query, ranking in bm25_run(collection, 5).items()}
+        (tmp_path / name / "runs").mkdir()
+        write_run(tmp_path / name / "runs" / "dense.test.trec", reverse, tag="x")
+        shutil.copy(tmp_path / name / "runs" / "dense.test.trec", tmp_path / f"dense-{name}-test.trec")
+    arguments = ("evaluate", "--first-stage-only", "--suite", suite)
+    printed = [
+        prorank(*arguments, "--first-stage", source, "--out", tmp_path / "out" / str(number))[1]
+        for number, source in enumerate(["dense", f"{tmp_path}/dense-{{collection}}-{{split}}.trec"])
+    ]
+    rows = [table(text) for text in printed]
+    assert rows[0] == rows[1]
+    collection = read_beir(tmp_path / "first", "test")
+    expected = ndcg_at_10(collection.qrels, read_run(tmp_path / "first" / "runs" / "dense.test.trec"))
+    assert number(rows[0]["first-test"]["first-stage"]) == pytest.approx(expected, abs=5.1e-5)
+
+
+SLOW = """
+import sys, time
+from prorank_jax.evaluation import rerank
+from prorank_jax.data import part
+from prorank_jax.cli import main
+
+rerank.CHUNK_TOKENS = 120 * 10
+add = part.Part.add
+
+def slowly(self, chunk, rows):
+    time.sleep(0.1)
+    add(self, chunk, rows)
+
+part.Part.add = slowly
+sys.exit(main())
+"""
+
+
+def test_killed_five_times_at_random_it_ends_with_the_same_bytes(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        options = ["--suite", str(suite), "--depth", "12", "--max-length", "120", "--out", str(out)]
+        command = [sys.executable, "-c", SLOW, "evaluate", f"tiny={tiny_model}", *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def begun(out: Path) -> float:
+        """Waits for the reranking to begin, or the end."""
+        while process.poll() is None and not (out / "tiny").exists():
+            time.sleep(0.02)
+        return time.monotonic()
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(whole)
+    since = begun(whole)
+    assert process.wait() == 0
+    lasted = time.monotonic() - since
+
+    rng = random.Random(0)
+    found = []
+    for _ in range(5):
+        process = start(cut)
+        begun(cut)
+        time.sleep(rng.uniform(0, lasted) / 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found.append(len(list((cut / "tiny").rglob("metrics.json"))) if (cut / "tiny").exists() else 0)
+    process = start(cut)
+    assert process.wait() == 0
+    assert files(cut) == files(whole)
+    # It was cut before the first collection was finished, at least once.
+    assert found[0] < 2
