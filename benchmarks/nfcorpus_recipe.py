@@ -6,15 +6,14 @@
    of its document is relevant, and what BM25 finds for the title besides is not. No query and no judgement is used.
 2. Tuning: score learning on NFCorpus's train split, measured on queries of its dev split while it goes on.
 
-Then BM25's best 100 of NFCorpus test and of SciFact test, on which nothing was tuned, are reranked and measured by
-ranx: BM25 alone, the model alone, and both fused (weighted sum of min-max scores, weights tuned on NFCorpus dev).
+Then BM25's best 100 of NFCorpus test and of SciFact test, on which nothing was tuned, are reranked and
+measured: BM25 alone, the model alone, and both fused (weighted sum of min-max scores, weights tuned on NFCorpus dev).
 Started again on the same DIR, the training goes on.
 """
 
 import json
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,40 +83,23 @@ def train_both(data: Path, workdir: Path, steps: tuple[int, int], seed: int) -> 
 
 def measure_all(data: Path, model: Path) -> dict[str, dict[str, float]]:
     """nDCG@10 by collection and split, of BM25, the model and both fused, and the weights that were tuned."""
-    import ranx
-
     from prorank_jax.data.beir import read_beir
     from prorank_jax.data.bm25 import bm25_run
-    from prorank_jax.data.runs import Run, strictly_decreasing
-    from prorank_jax.evaluate import measure, rerank
+    from prorank_jax.data.ndcg import ndcg_at_10
+    from prorank_jax.evaluation.fusion import fuse, tune
+    from prorank_jax.evaluation.rerank import rerank
     from prorank_jax.reranker import Reranker
 
     reranker = Reranker.from_pretrained(model)
-
-    def as_ranx(run: Run) -> ranx.Run:
-        return ranx.Run({query: dict(ranking) for query, ranking in strictly_decreasing(run).items() if ranking})
-
-    def fused(found: Run, reranked: Run, weights: Mapping[str, Any]) -> Run:
-        both = ranx.fuse([as_ranx(found), as_ranx(reranked)], norm="min-max", method="wsum", params=dict(weights))
-        return {query: sorted(scores.items(), key=lambda item: -item[1]) for query, scores in both.to_dict().items()}
-
     collections = {f"{name} {split}": read_beir(data / name, split) for name, split in MEASURED}
     found = {name: bm25_run(collection, DEPTH) for name, collection in collections.items()}
     reranked = {name: rerank(reranker, collections[name], run) for name, run in found.items()}
-    judged = {query: of for query, of in collections[TUNED_ON].qrels.items() if found[TUNED_ON][query]}
-    weights = ranx.optimize_fusion(
-        ranx.Qrels(judged),
-        [as_ranx(found[TUNED_ON]), as_ranx(reranked[TUNED_ON])],
-        norm="min-max",
-        method="wsum",
-        metric="ndcg@10",
-    )
+    weights = tune(collections[TUNED_ON].qrels, found[TUNED_ON], reranked[TUNED_ON])
     figures: dict[str, dict[str, float]] = {}
     for name, collection in collections.items():
-        both = fused(found[name], reranked[name], weights)
-        runs = {"bm25": found[name], "model": reranked[name], "fused": both}
-        figures[name] = {row: measure(collection, run)["ndcg@10"] for row, run in runs.items()}
-    figures["weights"] = dict(zip(("bm25", "model"), map(float, weights["weights"]), strict=True))
+        runs = {"bm25": found[name], "model": reranked[name], "fused": fuse(found[name], reranked[name], weights)}
+        figures[name] = {row: ndcg_at_10(collection.qrels, run) for row, run in runs.items()}
+    figures["weights"] = {"bm25": weights.first_stage, "model": weights.reranker}
     return figures
 
 
