@@ -172,8 +172,9 @@ class Suite:
         """
         if not models:
             return [self._measured(FIRST_STAGE, None)]
-        for job in self.jobs:
-            self._candidates(job, job.collection)
+        # What cannot be loaded is refused before hours of work on the models before it.
+        for model in models[1:]:
+            load(model)
         systems = []
         for model in models:
             reranker = load(model)

@@ -291,3 +291,18 @@ def test_killed_five_times_at_random_it_ends_with_the_same_bytes(tiny_model: Pat
     assert files(cut) == files(whole)
     # It was cut before the first collection was finished, at least once.
     assert found[0] < 2
+
+
+def test_what_is_wrong_with_a_later_model_or_collection_is_told_before_any_work(
+    refused: Callable[..., str], tiny_model: Path, suite: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", tiny_model, "--suite", suite, "--max-length", 120, "--out", tmp_path / "out")
+    assert "no such model folder" in refused(*arguments, "--model", "./nowhere")
+    assert not (tmp_path / "out").exists()
+    other = tmp_path / "other" / "runs"
+    other.mkdir()
+    (other / "dense.trec").write_text("q Q0 d 1 nan x\n")
+    (tmp_path / "first" / "runs").mkdir()
+    write_run(tmp_path / "first" / "runs" / "dense.trec", bm25_run(read_beir(tmp_path / "first", "test"), 3), "x")
+    assert "dense.trec:1: score 'nan' is not a finite number" in refused(*arguments, "--first-stage", "dense")
+    assert not list((tmp_path / "out").rglob("run.trec*"))
