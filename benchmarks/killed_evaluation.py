@@ -4,7 +4,8 @@
 
 `prorank evaluate builtin:tiny --suite` on NFCorpus and SciFact runs once in peace and is timed. Then it is started
 again and again in another folder and killed (SIGKILL) at moments drawn at random from the first half of the time that
-the work took, and last left to end. Every file of both folders is compared; what was computed twice is the price of the kills.
+the work took, and last left to end. Every file of both folders is compared; what was computed twice is the price of
+the kills.
 """
 
 import json

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,17 @@ Summary = dict[str, Any]
 """What `metrics.json` holds."""
 
 
+class IdentifiedScorer(PairScorer, Protocol):
+    """A reranker that can be told from others; `dtype` is the compute dtype, for example `bfloat16`."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def digest(self) -> str:
+        """Changes with anything that a score comes from."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The candidates of a collection, to be reranked and measured.
@@ -54,7 +65,7 @@ class Evaluation:
       instruction: as `Reranker.predict`.
     """
 
-    reranker: PairScorer | None
+    reranker: IdentifiedScorer | None
     collection: Collection
     run: Run
     first_stage: str

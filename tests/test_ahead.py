@@ -1,5 +1,6 @@
 """Items made by another thread: in order, not further ahead than asked for, and with their errors in place."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -62,8 +63,9 @@ def test_no_more_is_made_once_the_iteration_is_left():
             yield i
 
     threads = threading.active_count()
-    iteration = ahead(items(), depth=2)
-    assert next(iteration) == 0
-    iteration.close()
+    for item in ahead(items(), depth=2):
+        assert item == 0
+        break
+    gc.collect()
     assert threading.active_count() == threads
     assert len(made) <= 4

@@ -202,10 +202,10 @@ class Backwards:
 
     params: Any
     max_length: int = 8
-    dtype: str = "float32"
 
-    def predict(self, pairs, *, show_progress):
-        return np.array([-1.0 if query == document else 1.0 for query, document in pairs], np.float32)
+    def predict_chunks(self, chunks, *, instruction=None):
+        for pairs in chunks:
+            yield np.array([-1.0 if query == document else 1.0 for query, document in pairs], np.float32)
 
 
 def write(folder: Path) -> None:

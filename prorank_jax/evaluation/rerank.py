@@ -24,17 +24,10 @@ Pairs = list[tuple[str, str]]
 
 
 class PairScorer(Protocol):
-    """What an evaluation needs of a reranker; `dtype` is the compute dtype, for example `bfloat16`."""
+    """What reranking needs of a reranker."""
 
     @property
     def max_length(self) -> int: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def digest(self) -> str:
-        """Changes with anything that a score comes from."""
 
     def predict_chunks(
         self, chunks: Iterable[Sequence[tuple[str, str]]], *, instruction: str | None = None
