@@ -88,10 +88,11 @@ def write_record(folder: Path, record: Record, prompt: Prompt) -> None:
 def add_measurement(folder: Path, figures: Figures, prompt: Prompt) -> None:
     """Adds the figures of a collection to an exported folder and its card; those of the same protocol are replaced.
 
-    Nothing is added to a folder that is not an export, or that cannot be written.
+    Nothing is added to a folder that is not an export or cannot be written, and no figures without nDCG@10, which is
+    what the card shows.
     """
     record = read_record(folder)
-    if record is None:
+    if record is None or "ndcg@10" not in figures["metrics"]:
         return
     protocol = figures["protocol"]
     figures = figures | {"protocol": protocol | {"first_stage": public_name(protocol["first_stage"])}}

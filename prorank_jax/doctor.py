@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from prorank_jax.cache import VARIABLE, cache_folder
+
 _GIB = 2**30
 
 _OPTIONAL = {
@@ -140,6 +142,7 @@ def _folders() -> list[Check]:
     return [
         _writable("current folder", Path.cwd(), "give --workdir a folder that you may write to"),
         _writable("hub cache", cache, "set HF_HOME to a folder that you may write to"),
+        _writable("collections and indexes", cache_folder(), f"set {VARIABLE} to a folder that you may write to"),
     ]
 
 

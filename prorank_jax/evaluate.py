@@ -12,7 +12,7 @@ What is scored is kept in `run.trec.part`. Work that was cut goes on where it wa
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -161,13 +161,13 @@ class Evaluation:
           about: what the protocol says besides.
         """
         make(out)
-        summary, per_query_table = self._measured(ranked)
+        summary, of_queries = self._measured(ranked)
         summary["protocol"] |= about or {}
         with writing(out):
             # Its presence says that the folder is whole.
             (out / METRICS_FILE).unlink(missing_ok=True)
             write_run(out / RUN_FILE, _comparable(self.collection, ranked), tag)
-            write_atomically(out / PER_QUERY_FILE, per_query_table)
+            write_atomically(out / PER_QUERY_FILE, of_queries)
             write_atomically(out / METRICS_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
             Part(out / RUN_FILE).discard()
         return summary
@@ -183,7 +183,8 @@ class Evaluation:
             "protocol": dict(self.protocol),
             "fingerprint": self.fingerprint,
         }
-        return summary, _per_query_table(list(qrels), before, after)
+        columns = {f"first_stage/{name}": values for name, values in before.items()} | after
+        return summary, per_query_table(qrels, columns)
 
     def _finished(self, folder: Path) -> Summary | None:
         """What `metrics.json` says, where the folder is whole and of the same work."""
@@ -216,8 +217,7 @@ def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(of_queries.mean()) for name, of_queries in values.items()}
 
 
-def _per_query_table(queries: Sequence[str], before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:
-    """Tab-separated values with as many digits as give back the same numbers."""
-    columns = {f"first_stage/{name}": values for name, values in before.items()} | dict(after)
+def per_query_table(queries: Iterable[str], columns: Mapping[str, np.ndarray]) -> str:
+    """Figures of queries as tab-separated values, with as many digits as give back the same numbers."""
     rows = zip(queries, *(values.tolist() for values in columns.values()), strict=True)
     return "".join("\t".join(map(str, row)) + "\n" for row in [("query_id", *columns), *rows])

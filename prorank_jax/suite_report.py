@@ -1,7 +1,8 @@
 """The tables of an evaluation: figures by collection with their averages, and how far models differ.
 
-summary.json                           all figures
 report.md, report.tex, report.html     the tables, each with its protocol
+<collection>-<split>.<metric>.tsv      the figures of each query, and their differences
+summary.json                           all figures
 """
 
 import json
@@ -9,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prorank_jax.atomic import write_atomically
-from prorank_jax.evaluate import Summary, read_per_query
+from prorank_jax.evaluate import Summary, per_query_table, read_per_query
 from prorank_jax.evaluation.averages import averages
 from prorank_jax.evaluation.folder import make, writing
 from prorank_jax.evaluation.significance import Comparison, compare
@@ -37,7 +40,7 @@ _RULES = (
 
 
 def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequence[str], out: Path) -> str:
-    """Writes the tables and `summary.json`.
+    """Writes the files above.
 
     Args:
       metrics: a table each; models are compared by the first.
@@ -48,7 +51,8 @@ def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequen
     Raises:
       InputError: `out` cannot be written.
     """
-    compared = {job.slug: _compared(systems, job, metrics[0]) for job in jobs}
+    values = {job.slug: _values(systems, job, metrics[0]) for job in jobs}
+    compared = {slug: compare(of_job) for slug, of_job in values.items()}
     tables = [_figures(systems, jobs, metric, compared if metric == metrics[0] else {}) for metric in metrics]
     shown = [*tables, *_comparisons(jobs, compared, metrics[0])]
     make(out)
@@ -56,6 +60,9 @@ def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequen
         write_atomically(out / "report.md", "\n".join(map(markdown, shown)))
         write_atomically(out / "report.tex", "\n".join(map(latex, shown)))
         write_atomically(out / "report.html", html(*shown))
+        for job in jobs:
+            of_queries = _per_query(job, values[job.slug], compared[job.slug])
+            write_atomically(out / f"{job.slug}.{metrics[0]}.tsv", of_queries)
         summary = _summary(systems, jobs, metrics, compared)
         write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return markdown(tables[0])
@@ -158,12 +165,18 @@ def _p(value: float) -> Cell:
     return value if value >= 1e-4 else "< 0.0001"
 
 
-def _compared(systems: Sequence[System], job: Job, metric: str) -> list[Comparison]:
-    """All pairs of systems, the first stage among them, on one collection."""
+def _values(systems: Sequence[System], job: Job, metric: str) -> dict[str, np.ndarray]:
+    """Each system's figures of the queries of a collection, the first stage's among them."""
     folders = {system.label: system.folders[job.slug] for system in systems if job.slug in system.folders}
     values = {FIRST_STAGE: read_per_query(next(iter(folders.values())), metric, first_stage=True)}
     values |= {label: read_per_query(folder, metric) for label, folder in folders.items()}
-    return compare(values) if len(values) > 1 else []
+    return values
+
+
+def _per_query(job: Job, values: Mapping[str, np.ndarray], compared: Sequence[Comparison]) -> str:
+    """Queries with the figures of all systems, and their differences."""
+    differences = {f"{one.run} - {one.baseline}": values[one.run] - values[one.baseline] for one in compared}
+    return per_query_table(job.collection.qrels, dict(values) | differences)
 
 
 def _protocol(systems: Sequence[System], jobs: Sequence[Job]) -> str:

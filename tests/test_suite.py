@@ -93,6 +93,13 @@ def test_two_models_on_two_collections(
     assert summary["figures"]["other"]["first-test"] == json.loads(
         (out / "other" / "first-test" / "metrics.json").read_text()
     )
+    of_queries = [line.split("\t") for line in (out / "first-test.ndcg@10.tsv").read_text().splitlines()]
+    assert of_queries[0][1:4] == ["first-stage", label, "other"] and "other - first-stage" in of_queries[0]
+    for row in of_queries[1:]:
+        cells = dict(zip(of_queries[0][1:], map(float, row[1:]), strict=True))
+        assert cells["other - first-stage"] == cells["other"] - cells["first-stage"]
+    assert [row[0] for row in of_queries[1:]] == list(read_beir(tmp_path / "first", "test").qrels)
+
     compared = {(one["run"], one["baseline"]) for one in summary["comparisons"]["first-test"]}
     assert compared == {(label, "first-stage"), ("other", "first-stage"), ("other", label)}
     shown, _, last = printed.rstrip("\n").rpartition("\n")

@@ -19,7 +19,7 @@ from prorank_jax.data.documents import ids_of
 from prorank_jax.data.runs import Run
 from prorank_jax.progress import progress
 
-COMPILE_FROM = 1_000_000_000
+COMPILE_FROM = 500_000_000
 """Queries times documents above which compiling takes less time than it saves."""
 
 _SLICE = 16

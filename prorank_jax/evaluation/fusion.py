@@ -97,7 +97,7 @@ class _Pair:
 def _check(first_stage: Rankings, reranked: Rankings) -> None:
     for query_id in dict.fromkeys([*first_stage, *reranked]):
         ours, theirs = ([name for name, _ in run.get(query_id, ())] for run in (first_stage, reranked))
-        if {*ours} != {*theirs}:
+        if sorted(ours) != sorted(theirs):
             name = min({*ours} ^ {*theirs}, default=None)
             what = "a document stands twice" if name is None else f"document {name!r} is in one run alone"
             raise InputError(f"query {query_id!r}: {what}; fuse a first stage and its reranking, candidates alike")
