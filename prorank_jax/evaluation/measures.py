@@ -91,7 +91,7 @@ def _blocks(qrels: Qrels, run: Mapping[str, Sequence[tuple[str, float]]]) -> Ite
             number = {name: position for position, (_, name) in enumerate(documents)}
             judged[row, : len(documents), 0] = np.arange(len(documents))
             judged[row, : len(documents), 1] = [grade for grade, _ in documents]
-            ranked[row, : len(ranking), 0] = [number.get(name, 0) for name, _ in ranking]
+            ranked[row, : len(ranking), 0] = [number.get(name, -1) for name, _ in ranking]
         yield judged, ranked
 
 
