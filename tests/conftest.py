@@ -38,12 +38,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["PRORANK_CACHE"] = _CACHE.name
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-# Workers that run tests beside one another share the folder of the process that started them.
+# Workers that run tests beside one another share the cache of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["PRORANK_CACHE"] = os.path.join(_COMPILATION_CACHE.name, "prorank_jax")
+    os.environ["PRORANK_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session", autouse=True)

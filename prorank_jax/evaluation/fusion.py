@@ -39,8 +39,7 @@ def tune(qrels: Qrels, first_stage: Rankings, reranked: Rankings, metric: str = 
     best, highest = GRID[0], -1.0
     for weights in GRID:
         mean = float(per_query(qrels, pair.fused(weights), [metric])[metric].mean())
-        # Rounding is not better.
-        if mean > highest + 1e-12:
+        if mean > highest:
             best, highest = weights, mean
     return best
 
