@@ -1,7 +1,6 @@
 """Folders and zips: prepared once, as `read_beir` reads them; what is wrong with one; caches that are not trusted."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -53,10 +52,11 @@ def prepared_folders(cache: Path) -> list[Path]:
 def test_a_folder_is_what_it_is_in_memory(
     shared: Path, name: str, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = read_beir(shared / "data" / name, split)
+    folder = (shared / "data" / name).resolve()
+    expected = read_beir(folder, split)
     in_memory = caplog.messages.copy()
     caplog.clear()
-    found = open_collection(shared / "data" / name, split)
+    found = open_collection(folder, split)
     assert (found.name, found.split) == (expected.name, expected.split) == (name, split)
     assert list(found.documents.items()) == list(expected.documents.items())
     assert list(found.queries.items()) == list(expected.queries.items())
@@ -72,6 +72,13 @@ def test_a_zip_is_what_its_folder_is(made: Path, inside: str | None) -> None:
     found = open_collection(zipped(made, inside=inside), "test")
     assert (found.name, dict(found.documents)) == ("made", TEXTS)
     assert (found.queries, found.qrels) == ({"q": "what?"}, {"q": {"b": 1}})
+
+
+def test_the_top_of_a_zip_goes_before_its_folders(made: Path) -> None:
+    archive = zipped(made, inside=None)
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("older/corpus.jsonl", '{"_id": "old", "text": "x"}\n')
+    assert dict(open_collection(archive, "test").documents) == TEXTS
 
 
 def test_members_of_a_zip_are_written_nowhere(made: Path, tmp_path: Path, cache: Path) -> None:
@@ -114,13 +121,13 @@ def test_two_of_one_name_are_two(made: Path, tmp_path: Path) -> None:
     assert len(open_collection(other, "test").documents) == 2
 
 
-@pytest.mark.parametrize("other", ['{"version": 0}', '{"version": 1, "name": "made"}', "[]", '{"vers'])
+@pytest.mark.parametrize("other", ["", '{"version": 1, "name": "made"}', "[]", '{"vers'])
 def test_what_another_version_prepared_is_prepared_again(
     made: Path, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = prepare_collection(made).folder
     about = json.loads((folder / "collection.json").read_text())
-    (folder / "collection.json").write_text(other)
+    (folder / "collection.json").write_text(other or json.dumps(about | {"version": 0}))
     assert len(open_collection(made, "test").documents) == 7
     assert caplog.messages == [f"{folder}: was prepared by another version of prorank_jax; it is prepared again"]
     assert json.loads((folder / "collection.json").read_text()) == about
@@ -314,13 +321,23 @@ def test_what_is_a_collection(made: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(open_collection("beir/scifact", "test").documents) == ["b"]
 
 
+def test_warnings_look_as_ever_after_preparing(made: Path) -> None:
+    """TFDS logs by absl, which would set up Python's logging for the whole process."""
+    with (made / "qrels" / "test.tsv").open("a") as qrels:
+        qrels.write("q\tgone\t1\n")
+    program = "import sys; from prorank_jax.data.collections import open_collection as o; o(sys.argv[1], 'test')"
+    done = subprocess.run([sys.executable, "-c", program, str(made)], capture_output=True, text=True)
+    assert done.stdout == ""
+    warned = f"{made}/qrels/test.tsv: 1 judgements of documents that corpus.jsonl lacks (first: 'gone') count in "
+    assert done.stderr.splitlines()[-1] == warned + "measures only"
+
+
 def test_preparing_is_quiet_unless_it_is_long(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handlers = logging.root.handlers[:]
+    monkeypatch.setattr("prorank_jax.data.collections._QUIET_SECONDS", 1000.0)
     prepare_collection(made)
     assert capsys.readouterr() == ("", "")
-    assert logging.root.handlers == handlers
     monkeypatch.setattr("prorank_jax.data.collections._QUIET_SECONDS", 0.0)
     found = prepare_collection(write_collection(tmp_path / "other", ROWS))
     assert capsys.readouterr() == ("", f"other: 7 documents prepared in 0 s: {found.folder}\n")

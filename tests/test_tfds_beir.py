@@ -157,11 +157,13 @@ def test_the_forums_share_one_download(mirror: type[Mirror]) -> None:
     )
 
 
-def test_of_two_that_start_together_one_downloads_and_prepares(mirror: type[Mirror]) -> None:
-    with ThreadPoolExecutor(2) as threads:
-        one, other = threads.map(prepare_collection, ["beir/nfcorpus"] * 2)
+def test_of_those_that_start_together_one_downloads_and_prepares(mirror: type[Mirror]) -> None:
+    names = ["beir/nfcorpus", "beir/nfcorpus", "beir/cqadupstack/tex", "beir/cqadupstack/android"]
+    with ThreadPoolExecutor(4) as threads:
+        one, other, tex, android = threads.map(prepare_collection, names)
     assert one == other
-    assert mirror.served == ["nfcorpus.zip"]
+    assert (tex.name, android.name) == tuple(names[2:])
+    assert sorted(mirror.served) == ["cqadupstack.zip", "nfcorpus.zip"]
 
 
 @pytest.mark.parametrize("how", ["broken", "no length"])
