@@ -102,6 +102,18 @@ def test_it_is_prepared_once(made: Path, cache: Path, monkeypatch: pytest.Monkey
     assert splits("made") == ["test"]
 
 
+def test_a_cache_that_cannot_be_written_is_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare_collection(made)
+
+    def denied(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("prorank_jax.data.collections.alone", denied)
+    assert prepare_collection(made) == first
+    (made / "queries.jsonl").write_text('{"_id": "q", "text": "changed"}\n')
+    assert "cannot be written (Permission denied); free space, or name another" in refusal(made)
+
+
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/dev.tsv"])
 def test_a_changed_file_is_read_again(made: Path, cache: Path, file: str) -> None:
     first = prepare_collection(made)

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +18,12 @@ from prorank_jax.cache import VARIABLE, cache_folder
 from prorank_jax.data.beir import Collection, is_beir
 from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES
 from prorank_jax.data.download import fetch
-from prorank_jax.data.prepared_collection import PreparedCollection, read_prepared, records_of
+from prorank_jax.data.prepared_collection import TFDS_VERSION, PreparedCollection, read_prepared, records_of
 from prorank_jax.data.published import BEIR, COLLECTIONS, zip_of
 from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# TFDS' version of what its builders write; it is a part of the path.
-_VERSION = "1.0.0"
 _QUIET_SECONDS = 1.0
 
 
@@ -59,7 +58,11 @@ def prepare_collection(source: str | Path) -> PreparedCollection:
         a download fails or is not the published file; the cache cannot be written.
     """
     where = _locate(source)
-    folder = where.folder / _VERSION
+    folder = where.folder / TFDS_VERSION
+    with suppress(InputError):
+        # Without the lock, so that a cache may be read where it cannot be written.
+        if (prepared := read_prepared(folder)) is not None:
+            return prepared
     try:
         where.folder.mkdir(parents=True, exist_ok=True)
         with alone(where.folder):

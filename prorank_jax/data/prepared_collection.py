@@ -23,6 +23,8 @@ from prorank_jax.errors import InputError
 
 ABOUT = "collection.json"
 VERSION = 1
+TFDS_VERSION = "1.0.0"
+"""Of what the builders write, which TFDS makes a part of the path."""
 CORPUS, QUERIES = "corpus", "queries"
 
 

@@ -28,7 +28,7 @@ from tensorflow_datasets.core.units import Size
 from prorank_jax.data.beir_files import BeirFiles, FolderFiles, NanoFiles, ZipFiles, given_twice
 from prorank_jax.data.document_index import TABLES, IndexWriter, first_given_twice
 from prorank_jax.data.files import from_hub
-from prorank_jax.data.prepared_collection import CORPUS, QUERIES, PreparedCollection, Shard
+from prorank_jax.data.prepared_collection import CORPUS, QUERIES, TFDS_VERSION, PreparedCollection, Shard
 from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS, zip_of
 from prorank_jax.data.tf_example import pack
 from prorank_jax.errors import InputError
@@ -107,7 +107,7 @@ class _Info(tfds.core.DatasetInfo):
 
 
 class BeirBuilder(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(TFDS_VERSION)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keeps the names of the builders out of TFDS' registry, which has a `beir` of its own."""
