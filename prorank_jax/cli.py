@@ -227,7 +227,7 @@ def data_mine(
     out: Annotated[Path, typer.Option(help="File to write: .jsonl or .jsonl.gz.")],
     data: Annotated[str | None, typer.Option(help="A collection: beir/NAME, a BEIR folder, or a zip of one.")] = None,
     split: Annotated[str | None, typer.Option(help="Whose queries and judgements [default: train].")] = None,
-    first_stage: Annotated[str | None, typer.Option(help="bm25 [default], or the path of a TREC run.")] = None,
+    first_stage: Annotated[str | None, typer.Option(help="bm25 [default], or a run: a file, or its name.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query [default: 100].")] = None,
     ranks: Annotated[str | None, typer.Option(help="First and last rank of negatives [default: 1:DEPTH].")] = None,
     relative_margin: Annotated[

@@ -80,7 +80,7 @@ class SourceConfig(Section):
     split: str = "train"
     """The judgements; this and what follows is for collections."""
     candidates: str = "bm25"
-    """Where hard negatives come from: `bm25`, or the path of a TREC run."""
+    """Where hard negatives come from: `bm25`, or a TREC or ranx run, by its file or its name."""
     depth: Positive = 100
     """Candidates kept per query."""
     relevant_from: Positive = 1
@@ -221,7 +221,7 @@ class DevConfig(Section):
     """A collection; default: that of the training data."""
     split: str = "dev"
     candidates: str = "bm25"
-    """The first stage: `bm25`, or the path of a TREC run."""
+    """The first stage: `bm25`, or a TREC or ranx run, by its file or its name."""
     depth: Positive = 30
     """Candidates reranked per query."""
     queries: Positive | None = 100

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prorank_jax"
 # From the bottom up; a module imports its own layer and those below. A name ending in a dot stands for all
 # modules under it that no other line names.
 LAYERS = [
-    ["config", "config_file", "errors", "atomic", "progress", "cache", "tables"],
+    ["config", "config_file", "errors", "atomic", "progress", "cache", "tables", "ahead"],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
@@ -27,6 +27,9 @@ LAYERS = [
         "demo.",
         "reranker",
         "evaluate",
+        "evaluation.cost",
+        "suite",
+        "suite_report",
         "teacher",
         "report",
         "plan",
