@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
 
 def collection(width: int) -> tuple[dict[str, dict[str, int]], list[dict[str, list[tuple[str, float]]]]]:
-    """Judgements and two runs of the same candidates without ties, with ids of `width` digits."""
+    """Judgements and two runs of the same candidates, without ties in them or their sums, with ids of `width` digits."""
     rng = np.random.default_rng(0)
     qrels: dict[str, dict[str, int]] = {}
     runs: list[dict[str, list[tuple[str, float]]]] = [{}, {}]
@@ -45,8 +45,8 @@ def collection(width: int) -> tuple[dict[str, dict[str, int]], list[dict[str, li
         found = [f"{document:0{width}}" for document in rng.choice(DOCUMENTS, DEPTH, replace=False)]
         qrels[f"{query:0{width}}"] = {found[i]: int(rng.integers(1, 3)) for i in rng.choice(DEPTH, 5, replace=False)}
         for run in runs:
-            order = rng.permutation(DEPTH)
-            run[f"{query:0{width}}"] = [(found[i], float(DEPTH - rank)) for rank, i in enumerate(order)]
+            scores = np.sort(rng.random(DEPTH))[::-1].tolist()
+            run[f"{query:0{width}}"] = [(found[i], scores[rank]) for rank, i in enumerate(rng.permutation(DEPTH))]
     return qrels, runs
 
 
