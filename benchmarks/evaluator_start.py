@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
 
 def collection(width: int) -> tuple[dict[str, dict[str, int]], list[dict[str, list[tuple[str, float]]]]]:
-    """Judgements and two runs of the same candidates, without ties in them or their sums, with ids of `width` digits."""
+    """Judgements and two runs of the same candidates, no ties in them or in their sums; ids have `width` digits."""
     rng = np.random.default_rng(0)
     qrels: dict[str, dict[str, int]] = {}
     runs: list[dict[str, list[tuple[str, float]]]] = [{}, {}]

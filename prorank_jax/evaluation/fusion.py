@@ -1,7 +1,7 @@
 """Fusion of a reranked run with its first stage: ranx's weighted sum of min-max normalised scores.
 
 Each query keeps exactly its candidates, so that the fused run compares with both; equal sums are in first-stage order.
-Weights are tuned on queries that are not reported. numba compiles ranx's fusion for half a minute on a machine, once.
+Weights are tuned on queries that are not reported. numba compiles ranx's fusion for about a minute on a machine, once.
 """
 
 from collections.abc import Mapping, Sequence
