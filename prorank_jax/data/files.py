@@ -87,7 +87,7 @@ def find_files(path: str | Path) -> list[Path]:
     kind = "file" if found.name.endswith(SUFFIXES) else "folder"
     raise InputError(
         f"{str(path)!r}: no such {kind}; give files of rows ({', '.join(SUFFIXES)}), "
-        "or, to data.path, a BEIR folder (corpus.jsonl, queries.jsonl and qrels/)"
+        "or, to data.path, a collection (a name as beir/scifact, a BEIR folder, or a zip of one)"
     )
 
 
