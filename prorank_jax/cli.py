@@ -3,6 +3,7 @@
 Imports stand inside the verbs, so that `prorank --help` answers at once.
 """
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -319,6 +320,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit status 2."""
+    logging.basicConfig(format="prorank: %(message)s", level=logging.WARNING)
     try:
         status = app(prog_name="prorank", standalone_mode=False)
     except InputError as error:

@@ -81,7 +81,7 @@ def _figures(
     columns = {FIRST_STAGE: {job.slug: _of_job(systems, job)["first_stage"][metric] for job in jobs}}
     for system in systems:
         columns[system.label] = {slug: summary["metrics"][metric] for slug, summary in system.summaries.items()}
-    highest = {(row, label) for label, row in best(_with_averages(columns, jobs))}
+    highest = {(row, label) for label, row in best(_with_averages(columns, jobs))} if len(columns) > 1 else set()
     if metric == "ndcg@10":
         columns[ORACLE] = {job.slug: _of_job(systems, job)["oracle"][metric] for job in jobs}
     shown = _with_averages(columns, jobs)

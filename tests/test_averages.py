@@ -54,10 +54,10 @@ def test_folders_of_the_collections_that_are_not_public_complete_the_eighteen():
 
 def test_other_sets_have_one_average_over_all():
     assert averages(figures("scifact")) == {}
-    some = averages(figures("scifact", "beir/nfcorpus", "my/set"))
+    some = averages(figures("scifact", "beir/nfcorpus", "mine"))
     assert list(some) == ["all 3"]
     assert some["all 3"].value == 2
-    assert some["all 3"].over == ("beir/scifact", "beir/nfcorpus", "my/set")
+    assert some["all 3"].over == ("beir/scifact", "beir/nfcorpus", "mine")
     # Eleven forums are no CQADupStack.
     assert list(averages(figures(*FORUMS[:11]))) == ["all 11"]
     assert list(averages(figures(*FORUMS))) == ["CQADupStack"]

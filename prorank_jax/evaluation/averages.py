@@ -35,7 +35,7 @@ def averages(figures: Mapping[str, float]) -> dict[str, Average]:
       figures: name of a collection -> figure. A folder `scifact` counts as `beir/scifact`, so that the collections that
         are not public have their place too.
     """
-    figures = {name if "/" in name else f"beir/{name}": value for name, value in figures.items()}
+    figures = {f"beir/{name}" if f"beir/{name}" in BEIR_18 else name: value for name, value in figures.items()}
     found: dict[str, Average] = {}
     merged = dict(figures)
     if figures.keys() >= set(FORUMS):
