@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 DECODER = Decoder(small_config(12, tied=True))
 
 
-def encode_batch(pairs):
+def encode_batch(pairs, known=None):
     return [[3, 4, 5 + int(query)] + [8 + int(document)] * 3 for query, document in pairs]
 
 
