@@ -129,7 +129,7 @@ def _with_averages(columns: Mapping[str, Mapping[str, float]], jobs: Sequence[Jo
 
 
 def _average(name: str) -> str:
-    return f"average, {name}"
+    return f"average of {name}"
 
 
 def _comparisons(jobs: Sequence[Job], compared: Mapping[str, Sequence[Comparison]], metric: str) -> Iterator[Table]:

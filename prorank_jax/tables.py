@@ -113,8 +113,8 @@ def latex(table: Table) -> str:
 
 
 def html(*tables: Table) -> str:
-    """A page of HTML that needs no other file, entitled as the first table."""
-    title = markup.escape(_one_line(tables[0].caption)) if tables else ""
+    """A page of HTML that needs no other file, entitled with the first sentence of the first caption."""
+    title = markup.escape(_one_line(tables[0].caption).partition(". ")[0]) if tables else ""
     return "\n".join(
         [
             "<!DOCTYPE html>",

@@ -68,7 +68,7 @@ def test_two_models_on_two_collections(
     label = tiny_model.resolve().name
     slugs = ["first-test", "other-test"]
     rows = table(printed)
-    assert list(rows) == [*slugs, "average, all 2"]
+    assert list(rows) == [*slugs, "average of all 2"]
     assert list(rows["first-test"]) == ["first-stage", label, "other", "oracle"]
 
     for slug, depth in zip(slugs, (12, 7), strict=True):
@@ -86,7 +86,7 @@ def test_two_models_on_two_collections(
             assert read_per_query(out / model / slug, "ndcg@10").mean() == pytest.approx(figure, abs=1e-9)
     for column in ("first-stage", label, "other", "oracle"):
         mean = sum(number(rows[slug][column]) for slug in slugs) / 2
-        assert number(rows["average, all 2"][column]) == pytest.approx(mean, abs=1.1e-4)
+        assert number(rows["average of all 2"][column]) == pytest.approx(mean, abs=1.1e-4)
     assert f"{label}, first-test: 36 pairs, " in err and "other, all: 64 pairs, " in err
 
     summary = json.loads((out / "summary.json").read_text())

@@ -240,3 +240,8 @@ def test_the_docstring_example() -> None:
 )
 def test_numbers_have_four_digits(value: float, text: str) -> None:
     assert markdown_table({"row": {"x": value}}).splitlines()[2].split("|")[2].strip() == text
+
+
+def test_a_page_is_entitled_with_the_first_sentence():
+    page = html(Table("nDCG@10 & more. Protocol: depth 100.", "", {"a": {"x": 1.0}}))
+    assert "<title>nDCG@10 &amp; more</title>" in page
