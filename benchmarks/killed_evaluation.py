@@ -3,7 +3,7 @@
     python benchmarks/killed_evaluation.py [--data FOLDER] [--depth N] [--kills N] [--seed N] [--out FILE.json]
 
 `prorank evaluate builtin:tiny --suite` on NFCorpus and SciFact runs once in peace and is timed. Then it is started
-again and again in another folder and killed (SIGKILL) at moments drawn at random from the first half of the time that
+again and again in another folder and killed (SIGKILL) at moments drawn at random from the first third of the time that
 the work took, and last left to end. Every file of both folders is compared; what was computed twice is the price of
 the kills.
 """
@@ -58,7 +58,7 @@ def measure(data: Path, depth: int, kills: int, seed: int, scratch: Path) -> dic
     cut, killed, spent = scratch / "cut", [], 0.0
     for _ in range(kills):
         process = start(suite, depth, cut)
-        wait = rng.uniform(0, seconds / 2)
+        wait = rng.uniform(0, seconds / 3)
         try:
             process.wait(timeout=wait)
         except subprocess.TimeoutExpired:
@@ -87,7 +87,7 @@ def measure(data: Path, depth: int, kills: int, seed: int, scratch: Path) -> dic
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, default=Path("../shared/data"))
-    arguments.add_argument("--depth", type=int, default=30)
+    arguments.add_argument("--depth", type=int, default=50)
     arguments.add_argument("--kills", type=int, default=5)
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args()
