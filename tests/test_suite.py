@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,56 +247,60 @@ def test_a_run_by_name_and_by_pattern(prorank: Prorank, suite: Path, tmp_path: P
     assert number(rows[0]["first-test"]["first-stage"]) == pytest.approx(expected, abs=5.1e-5)
 
 
-SLOW = """
-import sys, time
-from prorank_jax.evaluation import rerank
-from prorank_jax.data import part
+KILLED = """
+import os, signal, sys
+from pathlib import Path
 from prorank_jax.cli import main
+from prorank_jax.evaluation import rerank
 
+log, stop, out = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv[-1]
 rerank.CHUNK_TOKENS = 120 * 10
-add = part.Part.add
+moments = 0
 
-def slowly(self, chunk, rows):
-    time.sleep(0.1)
-    add(self, chunk, rows)
+def moment():
+    global moments
+    moments += 1
+    log.write_text(str(moments))
+    if moments == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-part.Part.add = slowly
-sys.exit(main())
+def noticed(function, of_interest):
+    def call(*arguments):
+        if not of_interest(*arguments):
+            return function(*arguments)
+        moment()
+        function(*arguments)
+        moment()
+    return call
+
+os.fsync = noticed(os.fsync, lambda descriptor: True)
+os.replace = noticed(os.replace, lambda source, to: str(to).startswith(out))
+main()
 """
 
 
 def test_killed_five_times_at_random_it_ends_with_the_same_bytes(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        options = ["--suite", str(suite), "--depth", "12", "--max-length", "120", "--out", str(out)]
-        command = [sys.executable, "-c", SLOW, "evaluate", f"tiny={tiny_model}", *options]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Before and behind what makes a file whole, in processes of their own."""
+    log = tmp_path / "moments.txt"
 
-    def begun(out: Path) -> float:
-        """Waits for the reranking to begin, or the end."""
-        while process.poll() is None and not (out / "tiny").exists():
-            time.sleep(0.02)
-        return time.monotonic()
+    def run(out: Path, stop: int) -> int:
+        options = ["--suite", str(suite), "--depth", "12", "--max-length", "120", "--out", str(out)]
+        command = [sys.executable, "-c", KILLED, str(log), str(stop), "evaluate", f"tiny={tiny_model}", *options]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start(whole)
-    since = begun(whole)
-    assert process.wait() == 0
-    lasted = time.monotonic() - since
-
+    assert run(whole, 0) == 0
+    moments = int(log.read_text())
+    assert moments > 50
     rng = random.Random(0)
-    found = []
     for _ in range(5):
-        process = start(cut)
-        begun(cut)
-        time.sleep(rng.uniform(0, lasted) / 2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        found.append(len(list((cut / "tiny").rglob("metrics.json"))) if (cut / "tiny").exists() else 0)
-    process = start(cut)
-    assert process.wait() == 0
-    assert files(cut) == files(whole)
-    # It was cut before the first collection was finished, at least once.
-    assert found[0] < 2
+        # Five of these cannot be the whole work.
+        assert run(cut, rng.randint(1, moments // 5)) == -signal.SIGKILL
+    assert run(cut, 0) == 0
+    # What was left was less than the whole.
+    assert int(log.read_text()) < moments
+    left = {path.name for path in cut.rglob("*.tmp")}
+    assert {name: text for name, text in files(cut).items() if Path(name).name not in left} == files(whole)
 
 
 def test_what_is_wrong_with_a_later_model_or_collection_is_told_before_any_work(
