@@ -69,7 +69,8 @@ def open_jobs(suite: SuiteConfig, settings: Settings) -> tuple[Job, ...]:
     """Opens every collection of a suite, which downloads and prepares those that are not there yet.
 
     Raises:
-      InputError: a collection cannot be opened, or two would be written to one folder.
+      InputError: a collection cannot be opened, two would be written to one folder, or no collection has the split to
+        tune on, or one would be tuned on what is reported.
     """
     jobs: list[Job] = []
     for entry in suite.collections:
@@ -78,6 +79,10 @@ def open_jobs(suite: SuiteConfig, settings: Settings) -> tuple[Job, ...]:
         )
         instruction = settings.instruction if entry.instruction is None else entry.instruction
         job = Job(entry.data, open_collection(entry.data, entry.split), stage, instruction)
+        if settings.fuse == entry.split:
+            raise InputError(
+                f"--fuse={settings.fuse}: is the split of {entry.data} that is reported; tune on another one"
+            )
         if settings.fuse is not None and settings.fuse in splits(entry.data):
             job = replace(job, tuning=open_collection(entry.data, settings.fuse))
         if same := next((other for other in jobs if other.slug == job.slug), None):
