@@ -131,6 +131,9 @@ def evaluate(
     sources = [*([model] if model else []), *(models or [])]
     if bool(sources) == first_stage_only:
         raise InputError("prorank evaluate: give either a MODEL or --first-stage-only, not both and not neither")
+    of_models = {"--fuse": fuse, "--instruction": instruction, "--dry-run": dry_run, "--max-length": max_length}
+    if first_stage_only and (unused := [option for option, value in of_models.items() if value]):
+        raise InputError(f"{unused[0]}: has no meaning with --first-stage-only; leave it out")
     if (data is None) == (suite is None):
         raise InputError("prorank evaluate: give either --data or --suite, not both and not neither")
     if split is not None and suite is not None:

@@ -107,7 +107,7 @@ class Evaluation:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of all that the figures come from, their names aside."""
+        """A digest of all that the figures come from, and of what the protocol says of it."""
         return digest_of([_VERSION, self.made_of, self.protocol])
 
     def queries_done(self, folder: Path) -> int:

@@ -220,8 +220,11 @@ def test_other_refusals(refused: Callable[..., str], tiny_collection: Path, suit
 
     assert told("--suite", "beer") == "--suite='beer': no such suite or file; use beir, nano-beir, or a YAML file"
     assert "--split=dev: has no meaning with --suite" in told("--suite", suite, "--split", "dev")
-    assert "--fuse=devel: no collection has this split" in told("--suite", suite, "--fuse", "devel")
-    assert "is the split of" in told("--suite", suite, "--fuse", "test")
+    assert told("--suite", suite, "--fuse", "dev").startswith("--fuse: has no meaning with --first-stage-only")
+    assert told("--suite", suite, "--dry-run").startswith("--dry-run: has no meaning with --first-stage-only")
+    tuned = ("evaluate", "builtin:tiny", "--suite", suite, "--fuse")
+    assert "--fuse=devel: no collection has this split" in refused(*tuned, "devel")
+    assert "is the split of" in refused(*tuned, "test")
     assert "ndcg" in told("--suite", suite, "--metrics", "ncdg@10")
     twice = tmp_path / "twice.yaml"
     twice.write_text(yaml.safe_dump({"collections": [str(tiny_collection / "test")] * 2}))
