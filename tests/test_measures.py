@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -186,7 +184,9 @@ def test_no_metric_is_refused() -> None:
 
 # Measures a collection whose ids have a given width and tells what numba had to compile for it.
 PROGRAM = """
-import gc, json, sys
+import gc, json, os, resource, sys
+if room := os.environ.get("BYTES_OF_A_FILE"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
 from prorank_jax.evaluation.measures import per_query
 width, queries, metrics = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 ids = [f"{i:0{width}}" for i in range(50)]
@@ -203,16 +203,13 @@ print(json.dumps({"values": values, "misses": misses, "hits": hits, "loaded": lo
 """
 
 
-def process(
-    width: int, queries: int, *metrics: str, environment: dict[str, str], before: Callable[[], None] | None = None
-) -> tuple[dict[str, Any], str]:
+def process(width: int, queries: int, *metrics: str, environment: dict[str, str]) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(width), str(queries), *metrics],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=before,
     )
     return json.loads(done.stdout), done.stderr
 
@@ -237,8 +234,7 @@ def test_an_evaluation_works_where_nothing_can_be_kept(room: int, tmp_path: Path
         3,
         4,
         "mrr@10",
-        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
-        environment={"PRORANK_CACHE": str(tmp_path), "NUMBA_OPT": "0"},
+        environment={"PRORANK_CACHE": str(tmp_path), "NUMBA_OPT": "0", "BYTES_OF_A_FILE": str(room)},
     )
     assert told["values"] == {"mrr@10": [1.0, 1.0, 1.0, 1.0]}
     assert told["hits"] == 0

@@ -219,13 +219,14 @@ def test_measurements_are_shown_and_belong_to_these_weights(
     text = (copied / "export" / "README.md").read_text()
     figures = json.loads((copied / "evaluation" / "test-test" / "metrics.json").read_text())
     first, reranked = (figures[name]["ndcg@10"] for name in ("first_stage", "metrics"))
-    row = f"| test test | 4 | bm25 | 10 | 112 | float32 | {first:.4f} | **{reranked:.4f}** |"
+    stage = "BM25 (k1 0.9, b 0.4, title and text)"
+    row = f"| test test | 4 | {stage} | 10 | 112 | float32 | {first:.4f} | **{reranked:.4f}** |"
     assert row in text
     # Measured again, the figures are replaced; by another protocol, they come to them.
     assert prorank("evaluate", copied / "export", *data)[0] == 0
     assert prorank("evaluate", copied / "export", *data, "--max-length", 100)[0] == 0
     text = (copied / "export" / "README.md").read_text()
-    assert text.count("| test test | 4 | bm25 | 10 |") == 2
+    assert text.count(f"| test test | 4 | {stage} | 10 |") == 2
     assert "at most 112 tokens" in text
 
     assert prorank("export", copied, tmp_path / "same")[0] == 0
