@@ -145,7 +145,7 @@ def evaluate(
     listed = load_suite(suite) if suite is not None else one_collection(str(data), split or "test")
     jobs = open_jobs(listed, settings)
     single = suite is None and len(named) <= 1 and fuse is None
-    out = out or default_out(sources[0] if len(sources) == 1 else None, suite, jobs)
+    out = out or default_out(named, suite, jobs, single)
 
     def load(model: Model) -> Reranker:
         return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order)

@@ -141,7 +141,7 @@ class Evaluation:
         """
         make(out)
         if (known := self._finished(out)) is not None:
-            Part(out / RUN_FILE).discard()
+            self._discard_part(out)
             if list(known["metrics"]) == list(self.metrics):
                 return known
             ranked = read_run(out / RUN_FILE)
@@ -169,7 +169,7 @@ class Evaluation:
             write_run(out / RUN_FILE, _comparable(self.collection, ranked), tag)
             write_atomically(out / PER_QUERY_FILE, of_queries)
             write_atomically(out / METRICS_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-            Part(out / RUN_FILE).discard()
+            self._discard_part(out)
         return summary
 
     def _measured(self, ranked: Run) -> tuple[Summary, str]:
@@ -185,6 +185,11 @@ class Evaluation:
         }
         columns = {f"first_stage/{name}": values for name, values in before.items()} | after
         return summary, per_query_table(qrels, columns)
+
+    def _discard_part(self, out: Path) -> None:
+        """Removes what was kept while this was reranked, and not what another evaluation has begun there."""
+        if rows_done(out / RUN_FILE, self.made_of):
+            Part(out / RUN_FILE).discard()
 
     def _finished(self, folder: Path) -> Summary | None:
         """What `metrics.json` says, where the folder is whole and of the same work."""

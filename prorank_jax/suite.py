@@ -244,16 +244,19 @@ class Suite:
         return kept_candidates(collection, job.first_stage, self.folders.candidates(collection), show_progress=True)
 
 
-def default_out(source: str | None, suite: str | None, jobs: Sequence[Job]) -> Path:
-    """`evaluation/NAME` in the run folder that the model is of, else here.
+def default_out(models: Sequence[Model], suite: str | None, jobs: Sequence[Job], single: bool) -> Path:
+    """`evaluation/NAME` in the run folder that the only model is of, else here; NAME is the suite or the collection.
+
+    Here, one collection's folder lies in one of the model's name: another model does not replace its figures.
 
     Args:
-      source: the only model.
       suite: as the command line names it.
     """
-    of_run = source is not None and (Path(source).parent / CONFIG_FILE).exists()
     name = jobs[0].slug if suite is None else Path(suite).stem
-    return (Path(source).parent if of_run and source else Path()) / "evaluation" / name
+    if len(models) == 1 and (Path(models[0].source).parent / CONFIG_FILE).exists():
+        return Path(models[0].source).parent / "evaluation" / name
+    of_model = models[0].label if models else FIRST_STAGE
+    return Path("evaluation") / of_model / name if single else Path("evaluation") / name
 
 
 def _ranked(folder: Path, run: Run) -> Run:

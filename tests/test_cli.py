@@ -270,7 +270,9 @@ def test_evaluate_measures_the_first_stage_and_the_reranked_run(
         assert sorted(best) == sorted(names)
     monkeypatch.chdir(tmp_path)
     assert prorank("evaluate", tiny_model, *options, "--first-stage", tmp_path / "bm25" / "run.trec")[0] == 0
-    assert (tmp_path / "evaluation" / "test-test" / "run.trec").is_file()
+    assert (tmp_path / "evaluation" / tiny_model.resolve().name / "test-test" / "run.trec").is_file()
+    assert prorank("evaluate", "--first-stage-only", *options)[0] == 0
+    assert (tmp_path / "evaluation" / "first-stage" / "test-test" / "run.trec").is_file()
 
 
 def test_rerank_prints_scores_best_first(

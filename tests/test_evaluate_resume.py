@@ -130,6 +130,21 @@ def test_other_settings_do_not_go_on_with_what_was_begun(tmp_path):
     assert files(tmp_path) == begun
 
 
+def test_what_another_model_has_begun_in_the_folder_stays(tmp_path):
+    collection, run = many()
+    done = evaluation(FakeReranker({}), collection, run)
+    done.write(tmp_path)
+    with pytest.raises(Stopped):
+        evaluation(Stopping({"stop": 2}, digest="other"), collection, run).write(tmp_path)
+    begun = (tmp_path / "run.trec.part").read_bytes()
+    done.write(tmp_path)
+    evaluation(None, collection, run).write(tmp_path)
+    assert (tmp_path / "run.trec.part").read_bytes() == begun
+    rest = Stopping({}, digest="other")
+    evaluation(rest, collection, run).write(tmp_path)
+    assert len(rest.asked) == 20
+
+
 def test_a_full_disk_costs_the_chunk_at_hand_alone(tmp_path, monkeypatch):
     collection, run = many()
     evaluation(Stopping({}), collection, run).write(tmp_path / "whole")
