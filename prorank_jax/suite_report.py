@@ -85,8 +85,8 @@ def _figures(
     if metric == "ndcg@10":
         columns[ORACLE] = {job.slug: _of_job(systems, job)["oracle"][metric] for job in jobs}
     shown = _with_averages(columns, jobs)
-    names = {job.collection.name: columns[FIRST_STAGE][job.slug] for job in jobs}
-    notes = [f"{_average(name)}: over {', '.join(found.over)}." for name, found in averages(names).items()]
+    over = averages({_name(job, jobs): columns[FIRST_STAGE][job.slug] for job in jobs})
+    notes = [f"{_average(name)}: over {', '.join(found.over)}." for name, found in over.items()]
     notes += [
         _weights(system) for system in systems if any("fusion" in of["protocol"] for of in system.summaries.values())
     ]
@@ -123,9 +123,15 @@ def _with_averages(columns: Mapping[str, Mapping[str, float]], jobs: Sequence[Jo
     """Each system's figures, and their averages behind them."""
     found = {}
     for label, figures in columns.items():
-        names = {job.collection.name: figures[job.slug] for job in jobs if job.slug in figures}
-        found[label] = dict(figures) | {_average(name): one.value for name, one in averages(names).items()}
+        named = {_name(job, jobs): figures[job.slug] for job in jobs if job.slug in figures}
+        found[label] = dict(figures) | {_average(name): one.value for name, one in averages(named).items()}
     return found
+
+
+def _name(job: Job, jobs: Sequence[Job]) -> str:
+    """The collection's name, with the split where several of its splits are there."""
+    alike = [other for other in jobs if other.collection.name == job.collection.name]
+    return job.collection.name if len(alike) == 1 else job.slug
 
 
 def _average(name: str) -> str:

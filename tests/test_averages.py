@@ -58,6 +58,8 @@ def test_other_sets_have_one_average_over_all():
     assert list(some) == ["all 3"]
     assert some["all 3"].value == 2
     assert some["all 3"].over == ("beir/scifact", "beir/nfcorpus", "mine")
+    both = averages({"scifact": 0.2, "beir/scifact": 0.4})
+    assert both["all 2"].value == pytest.approx(0.3) and set(both["all 2"].over) == {"scifact", "beir/scifact"}
     # Eleven forums are no CQADupStack.
     assert list(averages(figures(*FORUMS[:11]))) == ["all 11"]
     assert list(averages(figures(*FORUMS))) == ["CQADupStack"]

@@ -119,6 +119,17 @@ def test_two_models_on_two_collections(
     assert files(out) == before
 
 
+def test_two_splits_of_a_collection_are_averaged_as_two(prorank: Prorank, suite: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both.yaml"
+    entries = [{"data": str(tmp_path / "first"), "split": split} for split in ("test", "dev")]
+    both.write_text(yaml.safe_dump({"collections": entries}))
+    status, printed, _ = prorank("evaluate", "--first-stage-only", "--suite", both, "--out", tmp_path / "out")
+    assert status == 0
+    rows = {name: number(cells["first-stage"]) for name, cells in table(printed).items()}
+    assert rows["average of all 2"] == pytest.approx((rows["first-test"] + rows["first-dev"]) / 2, abs=1.1e-4)
+    assert "average of all 2: over first-test, first-dev." in printed
+
+
 def test_a_dry_run_says_what_is_left_and_reranks_nothing(
     prorank: Prorank, tiny_model: Path, suite: Path, tmp_path: Path
 ) -> None:

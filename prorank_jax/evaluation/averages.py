@@ -35,7 +35,8 @@ def averages(figures: Mapping[str, float]) -> dict[str, Average]:
       figures: name of a collection -> figure. A folder `scifact` counts as `beir/scifact`, so that the collections that
         are not public have their place too.
     """
-    figures = {f"beir/{name}" if f"beir/{name}" in BEIR_18 else name: value for name, value in figures.items()}
+    of_beir = {name: f"beir/{name}" for name in figures if f"beir/{name}" in BEIR_18 and f"beir/{name}" not in figures}
+    figures = {of_beir.get(name, name): value for name, value in figures.items()}
     found: dict[str, Average] = {}
     merged = dict(figures)
     if figures.keys() >= set(FORUMS):
