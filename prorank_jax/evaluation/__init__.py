@@ -1,1 +1,1 @@
-"""What is said about rankings: measures by ranx, tests of differences between them, and fusion."""
+"""The parts of an evaluation: candidates, reranking and its cost, measures, tests of differences, fusion, averages."""
