@@ -1,11 +1,17 @@
-"""Work done by another thread, a little ahead of who needs it."""
+"""Work done by another thread, a little ahead of who needs it; and how many there is room for."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def cpus() -> int:
+    """How many CPUs this process may use: under taskset or in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prorank_jax.errors import InputError
+
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Writes a text file so that a reader, or a run cut short, sees the old file or the whole new one.
@@ -20,6 +22,15 @@ def write_atomically(path: str | Path, text: str) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(place: Path, remedy: str) -> Iterator[None]:
+    """Raises InputError, which names the place and says what to do, where something in the block cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{place}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from prorank_jax.ahead import cpus
 from prorank_jax.cache import VARIABLE, cache_folder
 
 _GIB = 2**30
@@ -109,12 +110,10 @@ def _devices() -> Check:
 
 
 def _machine() -> list[Check]:
-    # Under taskset or in a container a process may use fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     disk = shutil.disk_usage(Path.cwd()).free / _GIB
     return [
-        Check("cores", True, str(cores)),
+        Check("cores", True, str(cpus())),
         Check("memory", True, f"{memory:.1f} GiB", "" if memory >= 4 else "`prorank demo` needs up to 4 GiB"),
         Check(
             "disk free here",

@@ -21,13 +21,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prorank_jax.atomic import write_atomically
+from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.lines import read_lines
 from prorank_jax.data.ndcg import oracle_ndcg_at_10
 from prorank_jax.data.part import Part, rows_done
 from prorank_jax.data.runs import Run, read_run, write_run
-from prorank_jax.evaluation.folder import digest_of, make, read_json, texts_digest, writing
+from prorank_jax.evaluation.folder import GO_ON, digest_of, make, read_json, texts_digest
 from prorank_jax.evaluation.measures import DEFAULT_METRICS, per_query
 from prorank_jax.evaluation.rerank import CHUNK_TOKENS, PairScorer, rerank, rerank_into
 
@@ -163,7 +163,7 @@ class Evaluation:
         make(out)
         summary, of_queries = self._measured(ranked)
         summary["protocol"] |= about or {}
-        with writing(out):
+        with writing(out, GO_ON):
             # Its presence says that the folder is whole.
             (out / METRICS_FILE).unlink(missing_ok=True)
             write_run(out / RUN_FILE, _comparable(self.collection, ranked), tag)

@@ -2,13 +2,18 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_NOTES = 30.0
+"""Of work whose end is not known."""
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -39,3 +44,13 @@ def progress(what: str, total: int, shown: bool, *, done: int = 0) -> Iterator[C
                 print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
 
         yield advance
+
+
+def noted(items: Iterable[T], name: str, what: str) -> Iterator[T]:
+    """The same items; where they take long, a line as `NAME: 20,000 WHAT in 31 s` now and then."""
+    started = last = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % 1000 == 0 and (now := time.monotonic()) - last > SECONDS_BETWEEN_NOTES:
+            last = now
+            print(f"{name}: {number:,} {what} in {now - started:.0f} s", file=sys.stderr, flush=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from prorank_jax.atomic import write_atomically
+from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.evaluate import Summary, per_query_table, read_per_query
 from prorank_jax.evaluation.averages import averages
-from prorank_jax.evaluation.folder import make, writing
+from prorank_jax.evaluation.folder import GO_ON, make
 from prorank_jax.evaluation.significance import Comparison, compare
 from prorank_jax.suite import FIRST_STAGE, Job, System
 from prorank_jax.tables import Cell, Table, best, html, latex, markdown
@@ -56,7 +56,7 @@ def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequen
     tables = [_figures(systems, jobs, metric, compared if metric == metrics[0] else {}) for metric in metrics]
     shown = [*tables, *_comparisons(jobs, compared, metrics[0])]
     make(out)
-    with writing(out):
+    with writing(out, GO_ON):
         write_atomically(out / "report.md", "\n".join(map(markdown, shown)))
         write_atomically(out / "report.tex", "\n".join(map(latex, shown)))
         write_atomically(out / "report.html", html(*shown))

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from prorank_jax import progress as progress_module
 from prorank_jax.progress import SECONDS_BETWEEN_LINES, progress
 
 
@@ -40,3 +41,13 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
         advance(3)
     shown = terminal.getvalue()
     assert "indexing" in shown and "75%" in shown and "3/4" not in shown
+
+
+def test_notes_of_work_whose_end_is_not_known(monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_NOTES", -1.0)
+    assert list(progress_module.noted(range(2500), "mine", "documents")) == list(range(2500))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" in ")[0] for line in lines] == ["mine: 1,000 documents", "mine: 2,000 documents"]
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_NOTES", 60.0)
+    assert len(list(progress_module.noted(range(2500), "mine", "documents"))) == 2500
+    assert capsys.readouterr().err == ""

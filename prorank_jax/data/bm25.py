@@ -7,12 +7,12 @@ The compiled code keeps the best so many documents of a query, and of those that
 asked for more than are wanted, and where that does not settle the tie, the query is scored again by NumPy.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from prorank_jax.ahead import cpus
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.bm25_index import ANSERINI, BM25, Index, open_index
 from prorank_jax.data.documents import ids_of
@@ -68,7 +68,7 @@ def retrieve(index: Index, queries: list[list[int]], wanted: int, threads: int |
     index.retriever.backend = "numba" if compiled else "numpy"
     of_slice = _by_compiled_code if compiled else _by_numpy
     slices = [queries[start : start + _SLICE] for start in range(0, len(queries), _SLICE)]
-    with ThreadPoolExecutor(threads or _cpus(), thread_name_prefix="bm25") as pool:
+    with ThreadPoolExecutor(threads or cpus(), thread_name_prefix="bm25") as pool:
         for found in pool.map(lambda asked: of_slice(index, asked, wanted), slices):
             yield from found
 
@@ -107,7 +107,3 @@ def _best(scores: np.ndarray, wanted: int) -> Best:
         positions = np.flatnonzero(scores > 0)
     positions = positions[np.argsort(-scores[positions], kind="stable")][:wanted]
     return positions, scores[positions]
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from prorank_jax.atomic import alone
+from prorank_jax.atomic import alone, writing
 from prorank_jax.cache import VARIABLE, cache_folder
 from prorank_jax.data.beir import Collection, is_beir
 from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES
@@ -63,14 +63,10 @@ def prepare_collection(source: str | Path) -> PreparedCollection:
         # Without the lock, so that a cache may be read where it cannot be written.
         if (prepared := read_prepared(folder)) is not None:
             return prepared
-    try:
+    with writing(folder, f"free space, or name another folder in {VARIABLE}"):
         where.folder.mkdir(parents=True, exist_ok=True)
         with alone(where.folder):
             return _read(folder) or _prepare(where, folder)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); free space, or name another folder in {VARIABLE}"
-        ) from None
 
 
 def is_collection(source: str | Path) -> bool:

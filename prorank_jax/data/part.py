@@ -8,12 +8,11 @@ import fcntl
 import glob
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from prorank_jax.atomic import write_atomically
+from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.errors import InputError
 
 
@@ -101,15 +100,9 @@ class Part:
         for left in (self.record, *self.out.parent.glob(f"{glob.escape(self.record.name)}.*.tmp")):
             left.unlink(missing_ok=True)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); make room for it and run the command again, "
-                "which goes on behind the last whole chunk"
-            ) from None
+    def _writing(self) -> AbstractContextManager[None]:
+        remedy = "make room for it and run the command again, which goes on behind the last whole chunk"
+        return writing(self.path, remedy)
 
     def _note(self) -> None:
         record = {"rows": self.rows, "bytes": self.bytes, "made_of": self.made_of}

@@ -7,8 +7,6 @@ the number of rows.
 import json
 import logging
 import math
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice
@@ -16,10 +14,11 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from prorank_jax.atomic import alone, write_atomically
+from prorank_jax.atomic import alone, write_atomically, writing
 from prorank_jax.data.files import HUB, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
 from prorank_jax.errors import InputError
+from prorank_jax.progress import noted
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ MOST_DOCUMENTS = 1024
 _SHARDS = "groups-*.array_record"
 # Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_SECONDS_BETWEEN_NOTES = 30.0
 
 
 def prepare(
@@ -61,7 +59,7 @@ def prepare(
         "positives_only": positives_only,
         "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
     }
-    try:
+    with writing(out, remedy):
         out.mkdir(parents=True, exist_ok=True)
         with alone(out):
             if (about := read_about(out)) is not None and about["made_of"] == made_of:
@@ -74,8 +72,6 @@ def prepare(
             del about["folder"]
             write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
             return prepared
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
@@ -128,17 +124,13 @@ class _Tally:
         self.longest_instruction: str | None = None
 
     def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
-        started = noted = time.monotonic()
-        for row in rows:
+        for row in noted(rows, self.name, "rows"):
             self.rows += 1
             if self.rows == 1:
                 self.shape, self.scored = row.shape, row.scores is not None
             self.lowest_label = min(self.lowest_label, *row.labels)
             if row.instruction and len(row.instruction) > len(self.longest_instruction or ""):
                 self.longest_instruction = row.instruction
-            if self.rows % 1000 == 0 and (now := time.monotonic()) - noted > _SECONDS_BETWEEN_NOTES:
-                noted = now
-                print(f"{self.name}: {self.rows:,} rows in {now - started:.0f} s", file=sys.stderr, flush=True)
             yield row
 
     def kept(self, records: Iterable[Record], positives_only: bool) -> Iterator[Record]:

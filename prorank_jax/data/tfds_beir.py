@@ -10,8 +10,6 @@ memory to shuffle it, and past 1 GB needs TensorFlow; `_generate_splits` writes 
 
 import logging
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +30,11 @@ from prorank_jax.data.prepared_collection import CORPUS, QUERIES, TFDS_VERSION, 
 from prorank_jax.data.published import BEIR, NANO_BEIR, ZIPS, zip_of
 from prorank_jax.data.tf_example import pack
 from prorank_jax.errors import InputError
+from prorank_jax.progress import noted
 
 SHARD_RECORDS = 1_000_000
 # Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_SECONDS_BETWEEN_NOTES = 30.0
 
 Fields = dict[str, str | int]
 
@@ -162,16 +160,11 @@ class BeirBuilder(tfds.core.GeneratorBasedBuilder):
     def _documents(self, files: BeirFiles) -> Iterator[Fields]:
         """The records of the corpus; writes the tables of the documents, and says how far they are."""
         config, folder = cast(BeirConfig, self.builder_config), Path(self.data_dir)
-        started = noted = time.monotonic()
         index = IndexWriter(folder)
         try:
-            for number, (_, document_id, title, text) in enumerate(files.corpus(), start=1):
+            for _, document_id, title, text in noted(files.corpus(), config.collection, "documents prepared"):
                 index.add(document_id, title, text)
                 yield {"document_id": document_id, "title": title, "text": text}
-                if number % 1000 == 0 and (now := time.monotonic()) - noted > _SECONDS_BETWEEN_NOTES:
-                    noted = now
-                    note = f"{config.collection}: {number:,} documents prepared in {now - started:.0f} s"
-                    print(note, file=sys.stderr, flush=True)
             self._key = index.finish()
         finally:
             index.close()

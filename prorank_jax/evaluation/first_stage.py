@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prorank_jax.atomic import write_atomically
+from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.bm25_index import ANSERINI
 from prorank_jax.data.candidates import BM25, candidates, find_run
 from prorank_jax.data.runs import Run, read_run, write_run
-from prorank_jax.evaluation.folder import digest_of, make, read_json, texts_digest, writing
+from prorank_jax.evaluation.folder import GO_ON, digest_of, make, read_json, texts_digest
 
 _FILE = "first_stage.trec"
 _RECORD = "first_stage.json"
@@ -65,7 +65,7 @@ def kept_candidates(
         found = candidates(
             collection, first_stage.source, first_stage.depth, bm25=first_stage.bm25, show_progress=show_progress
         )
-        with writing(folder):
+        with writing(folder, GO_ON):
             record.unlink(missing_ok=True)
             write_run(path, found, tag="first-stage")
             write_atomically(record, json.dumps(made_of) + "\n")

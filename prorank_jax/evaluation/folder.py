@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.documents import StoredDocuments
 from prorank_jax.errors import InputError
+
+GO_ON = "make room for it and run the command again, which goes on where it was"
+"""What to do where an evaluation cannot be written."""
 
 
 def make(folder: Path) -> None:
@@ -18,18 +19,6 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give the path of a folder") from None
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises InputError where something in the folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); make room for it and run the command again, "
-            "which goes on where it was"
-        ) from None
 
 
 def read_json(path: Path) -> Any:
