@@ -170,6 +170,8 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_figures_and_costs_no_score(tmp
     def full(path, run, tag):
         raise OSError(28, "No space left on device")
 
+    # Figures of before, which are not those of what is half-written.
+    evaluation(FakeReranker({}, digest="older"), collection, run).write(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr("prorank_jax.evaluate.write_run", full)
         with pytest.raises(InputError, match="cannot be written .No space left on device.; make room"):

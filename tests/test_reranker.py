@@ -1,5 +1,6 @@
 """The reranker: scores as computed one by one, whatever the batch, and documents in their order."""
 
+import copy
 import dataclasses
 import shutil
 from collections.abc import Iterator
@@ -249,6 +250,8 @@ def test_what_reading_a_chunk_raises_is_raised_in_its_place(reranker: Reranker) 
 def test_the_digest_is_of_all_that_a_score_comes_from(reranker: Reranker, untied_model: Path) -> None:
     same = Reranker(reranker.decoder, dict(reranker.params), reranker.prompt)
     assert same.digest == reranker.digest
+    tokenizer = copy.deepcopy(reranker.prompt.tokenizer)
+    tokenizer.add_tokens(["eels and crabs"])
     leaves, tree = jax.tree.flatten(reranker.params)
     changed = jax.tree.unflatten(tree, [*leaves[:-1], jax.numpy.nextafter(leaves[-1], jax.numpy.inf)])
     others = [
@@ -257,4 +260,5 @@ def test_the_digest_is_of_all_that_a_score_comes_from(reranker: Reranker, untied
         dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, answer_ids=(5, 6))),
         dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, template="other")),
     ]
-    assert len({reranker.digest, *(other.digest for other in others)}) == 5
+    others.append(dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, tokenizer=tokenizer)))
+    assert len({reranker.digest, *(other.digest for other in others)}) == 6
