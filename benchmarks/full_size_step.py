@@ -11,7 +11,6 @@ interpreter, libraries and compilation. The first step, which compiles, is told 
 import resource
 import statistics
 import time
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from _processes import in_fresh_process
@@ -54,6 +53,7 @@ def measure(variant: dict[str, Any], remat: Remat, steps: int) -> Measured:
     from prorank_jax.runtime.mesh import make_mesh, split_rows
     from prorank_jax.runtime.optimizer import make_optimizer
     from prorank_jax.runtime.training import TrainState
+    from prorank_jax.warmup.rewards import AnswerTokens
     from prorank_jax.warmup.step import make_step
 
     config = GrpoConfig.model_validate(
@@ -70,8 +70,7 @@ def measure(variant: dict[str, Any], remat: Remat, steps: int) -> Measured:
     base = jax.jit(decoder.init)(jax.random.key(0))
     optimizer = make_optimizer(OptimizerConfig(), 1 + steps)
     mesh = make_mesh(MeshConfig(data=1))
-    prompt: Any = SimpleNamespace(answer_ids=(15, 16), end_id=151_645)
-    step = make_step(decoder, prompt, config, optimizer, mesh, seed=0)
+    step = make_step(decoder, AnswerTokens(15, 16, 151_645), config, optimizer, mesh, seed=0)
 
     def init(params: Any) -> TrainState:
         return TrainState(params, optimizer.init(params))

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from _processes import Report, Serve, Task, Turns, alive, in_fresh_process
@@ -82,6 +81,7 @@ def serve_ours(turns: Turns, task: Task) -> None:
     from prorank_jax.runtime.mesh import make_mesh, shardings, split_rows
     from prorank_jax.runtime.optimizer import make_optimizer
     from prorank_jax.runtime.training import TrainState
+    from prorank_jax.warmup.rewards import AnswerTokens
     from prorank_jax.warmup.step import make_step
 
     pretrained = load_pretrained(task.folder)
@@ -91,7 +91,7 @@ def serve_ours(turns: Turns, task: Task) -> None:
         group_size=task.group_size,
         **task.warmup,
     )
-    prompt: Any = SimpleNamespace(answer_ids=(1, 2), end_id=task.vocabulary)
+    answers = AnswerTokens(1, 2, task.vocabulary)
     optimizer = make_optimizer(config.optimizer, config.steps)
     mesh = make_mesh(MeshConfig(data=1, fsdp=1))
 
@@ -101,7 +101,7 @@ def serve_ours(turns: Turns, task: Task) -> None:
     layout = shardings(mesh, jax.eval_shape(init, pretrained.params))
     state = jax.jit(init, out_shardings=layout)(pretrained.params)
     reference = jax.device_put(pretrained.params, layout.params)
-    step = make_step(Decoder(pretrained.config), prompt, config, optimizer, mesh, seed=0)
+    step = make_step(Decoder(pretrained.config), answers, config, optimizer, mesh, seed=0)
     for number, prompts in enumerate(task.batches):
         turns.begin()
         tokens_PxL, lengths_P = pad_prompts(prompts, max(map(len, prompts)), task.pad)

@@ -145,7 +145,7 @@ def serve_ours(turns: Turns, work: Work) -> None:
         return TrainState(params, optimizer.init(params))
 
     state = jax.jit(init, out_shardings=shardings(mesh, jax.eval_shape(init, pretrained.params)))(pretrained.params)
-    step = make_step(Decoder(pretrained.config), prompt, config, optimizer, mesh)
+    step = make_step(Decoder(pretrained.config), prompt.answer_ids, config, optimizer, mesh)
 
     def encoded(rows: list[Row]) -> EncodedGroups:
         return encode_groups([Group(*row, targets(work.loss, row.labels)) for row in rows], prompt)
@@ -157,7 +157,7 @@ def serve_ours(turns: Turns, work: Work) -> None:
         groups = encoded(rows)
         layout = layouts[first_fit(groups.prompts, DOCUMENTS, layouts, 1)]
         batch = group_batch(groups, DOCUMENTS, layout, 1, prompt.pad_id)
-        state, metrics = step(state, None, split_rows(mesh, batch, QUERIES))
+        state, metrics = step(state, None, split_rows(mesh, batch))
         jax.block_until_ready(state)
         turns.end()
         answer(turns, laid_out(batch.prompts), float(metrics["loss"]))

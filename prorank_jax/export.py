@@ -47,7 +47,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
     base = read_folder(config.model.base)
     prompt = load_prompt(base, config.prompt, config.model.base)
     check_out(out, base.folder)
-    params = _parameters(workdir, config, saved, base.config)
+    params = saved_parameters(workdir, config, saved, base.config)
     record = run_record(config, *saved)
     own = read_record(workdir / "export")
     if own is not None and (own.stage, own.step) == saved and dtype == "float32":
@@ -104,7 +104,7 @@ def check_out(folder: Path, base: Path) -> None:
         raise InputError(f"{folder}: there already, and not an exported model; give another folder")
 
 
-def _parameters(workdir: Path, config: RunConfig, saved: SavedStep, decoder: DecoderConfig) -> Params:
+def saved_parameters(workdir: Path, config: RunConfig, saved: SavedStep, decoder: DecoderConfig) -> Params:
     """The parameters after a step; adapters are merged into the network that they were trained beside."""
     stage = config.warmup if saved.stage == "warmup" else config.score
     lora = None if stage is None else stage.lora
@@ -112,7 +112,7 @@ def _parameters(workdir: Path, config: RunConfig, saved: SavedStep, decoder: Dec
     if lora is None:
         return checkpoints(workdir, saved.stage).restore_params(saved.step, jax.eval_shape(Decoder(decoder).init, key))
     if saved.stage == "score" and config.warmup is not None:
-        base = _parameters(workdir, config, SavedStep("warmup", config.warmup.steps), decoder)
+        base = saved_parameters(workdir, config, SavedStep("warmup", config.warmup.steps), decoder)
     else:
         base = load_pretrained(config.model.base).params
     shapes = jax.eval_shape(partial(init_adapters, lora, decoder), key)

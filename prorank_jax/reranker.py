@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from prorank_jax.ahead import ahead
-from prorank_jax.config import Order, PromptConfig
+from prorank_jax.config import MeshConfig, Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.loader import pad_prompts, padded_length
 from prorank_jax.errors import InputError
@@ -30,7 +31,8 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.progress import progress
 from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
-from prorank_jax.scoring.scores import relevance_scores
+from prorank_jax.runtime.mesh import make_mesh, shardings
+from prorank_jax.scoring.scores import make_scorer
 
 DEFAULT_MAX_LENGTH = 512
 Batch = tuple[list[int], np.ndarray, np.ndarray]
@@ -51,6 +53,10 @@ class Hit:
     document: str
 
 
+def _one_device() -> Mesh:
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Reranker:
     """A decoder, its parameters and its prompt."""
@@ -58,6 +64,8 @@ class Reranker:
     decoder: Decoder
     params: Params
     prompt: Prompt
+    mesh: Mesh = dataclasses.field(default_factory=_one_device)
+    """The devices that share the work, where the parameters lie."""
 
     @classmethod
     def from_pretrained(
@@ -67,6 +75,7 @@ class Reranker:
         dtype: str = "float32",
         max_length: int | None = None,
         order: str | None = None,
+        fsdp: int = 1,
     ) -> "Reranker":
         """Loads an exported folder, the folder of another reranker (mxbai-rerank-v2, Qwen3-Reranker), whose own
         template and answers it then uses, any base model of a supported family, or `builtin:tiny`.
@@ -76,16 +85,20 @@ class Reranker:
           dtype: of the parameters and of what is computed, `float32` or `bfloat16`; scores are float32 either way.
           max_length: tokens of a prompt; default: what the folder's tokenizer says, 512 for a base model.
           order: `query_first` or `document_first`, for a model whose prompt we make; an exported folder has its own.
+          fsdp: devices that hold one copy of the parameters together; the pairs are shared among all devices.
 
         Raises:
-          InputError: the folder cannot be loaded, or the prompt does not fit.
+          InputError: the folder cannot be loaded, the prompt does not fit, or `fsdp` does not divide the devices.
         """
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype={dtype!r}: not known; use float32 or bfloat16")
         orders = get_args(Order)
         if order not in (None, *orders):
             raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
-        pretrained = load_pretrained(source, dtype)
+        if fsdp < 1 or jax.device_count() % fsdp:
+            raise InputError(f"fsdp={fsdp}: there are {jax.device_count()} devices; use a divisor of that")
+        mesh = make_mesh(MeshConfig(fsdp=fsdp))
+        pretrained = load_pretrained(source, dtype, partial(shardings, mesh))
         limit = pretrained.config.max_positions
         config = PromptConfig(order=cast(Order | None, order))
         # Not checked by itself: what is too short for a template is for the prompt to say.
@@ -95,7 +108,7 @@ class Reranker:
             trained = read_answer_ids(pretrained.folder) is not None
             longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
             prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
-        return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
+        return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt, mesh)
 
     @property
     def max_length(self) -> int:
@@ -119,7 +132,7 @@ class Reranker:
 
         Args:
           instruction: the task in place of the template's own (`prompt=` of sentence-transformers' CrossEncoder).
-          batch_size: prompts computed together; default: as many as make about 8,000 tokens.
+          batch_size: prompts computed together; default: as many as make about 8,000 tokens on each device.
           show_progress: a progress bar on a terminal, plain lines elsewhere, on standard error.
 
         Raises:
@@ -148,7 +161,7 @@ class Reranker:
         Raises:
           InputError: as `predict`.
         """
-        score = _scorer(self.decoder, self.prompt.answer_ids)
+        score = _scorer(self.decoder, self.prompt.answer_ids, self.mesh)
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
         known = KnownDocuments()
 
@@ -188,16 +201,19 @@ class Reranker:
     def _batches(self, prompts: list[list[int]], batch_size: int | None) -> Iterator[Batch]:
         """Rows (positions in `prompts`) and their padded tokens, by falling length.
 
-        The last batch is filled up to a power of two: few shapes, and little wasted on a handful of documents.
+        The last batch is filled up to a power of two, and each to a multiple of the devices: few shapes, and little
+        wasted on a handful of documents.
         """
+        devices = self.mesh.size
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         start = 0
         while start < len(order):
             length = padded_length(max(len(prompts[order[start]]), _SHORTEST), self.max_length)
-            size = batch_size or max(_TOKENS_PER_BATCH // length, 1)
+            size = batch_size or max(_TOKENS_PER_BATCH // length, 1) * devices
             rows = order[start : start + size]
             start += len(rows)
-            filled = rows + rows[-1:] * (min(size, 1 << (len(rows) - 1).bit_length()) - len(rows))
+            wanted = min(size, 1 << (len(rows) - 1).bit_length())
+            filled = rows + rows[-1:] * (-(-wanted // devices) * devices - len(rows))
             yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
 
 
@@ -210,6 +226,8 @@ def _collected(count: int, dispatched: list[tuple[list[int], Array]]) -> np.ndar
 
 
 @lru_cache(maxsize=8)
-def _scorer(decoder: Decoder, answer_ids: tuple[int, int]) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
+def _scorer(
+    decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh
+) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
     """The compiled scores; rerankers of one decoder share it, as while a model is trained."""
-    return jax.jit(partial(relevance_scores, decoder, answer_ids=answer_ids))
+    return make_scorer(decoder, answer_ids, mesh)

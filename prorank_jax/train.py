@@ -27,12 +27,10 @@ from prorank_jax.warmup.stage import check_warmup, train_warmup
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves in memory: the parameters before and after each stage (a skipped stage changes nothing)."""
+    """What a run leaves in memory: one copy of the parameters, after the last stage."""
 
     decoder: Decoder
     prompt: Prompt
-    base: Params
-    warmed_up: Params
     final: Params
     export: Path
     development: dict[str, float]
@@ -57,7 +55,9 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
     dev = config.score.dev if config.score else None
-    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
+    development = (
+        Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt, mesh=mesh)) if dev else None
+    )
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
     mixture = open_mixture(config.data, workdir / "data", single=single, losses=losses)
@@ -69,13 +69,12 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
     open_run_folder(config, workdir)
 
-    warmed_up = pretrained.params
+    params, learnt, saved = pretrained.params, None, SavedStep("warmup", config.warmup.steps if config.warmup else 0)
     if pair_stream is not None:
-        warmed_up = train_warmup(config, decoder, warmed_up, prompt, pair_stream, mesh, workdir / "warmup")
-    final, learnt, saved = warmed_up, None, SavedStep("warmup", config.warmup.steps if config.warmup else 0)
+        params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup")
     if group_stream is not None:
-        learnt = train_score(config, decoder, warmed_up, prompt, group_stream, development, mesh, workdir / "score")
-        final, saved = learnt.params, SavedStep("score", learnt.step)
-    export_model(workdir / "export", pretrained, final, prompt, run_record(config, *saved))
+        learnt = train_score(config, decoder, params, prompt, group_stream, development, mesh, workdir / "score")
+        params, saved = learnt.params, SavedStep("score", learnt.step)
+    export_model(workdir / "export", pretrained, params, prompt, run_record(config, *saved))
     table = learnt.development if learnt else {}
-    return Trained(decoder, prompt, pretrained.params, warmed_up, final, workdir / "export", table)
+    return Trained(decoder, prompt, params, workdir / "export", table)

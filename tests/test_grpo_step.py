@@ -5,7 +5,6 @@ import math
 import re
 from dataclasses import replace
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from prorank_jax.model.lora import init_adapters, merged, network
 from prorank_jax.model.prefix import prefill
 from prorank_jax.model.tensors import get, tensor_table
 from prorank_jax.runtime.training import TrainState
+from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import sample
 from prorank_jax.warmup.step import make_losses, make_step
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 VOCABULARY = 5
 ZERO, ONE, END = 0, 4, 2
-PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+ANSWERS = AnswerTokens(ZERO, ONE, END)
 LENGTHS = [6, 3, 1, 5]
 P, T = len(LENGTHS), 4
 FIVE: dict[str, Any] = {"group_size": 5, "beta": 0.04}
@@ -136,13 +136,13 @@ QUICKLY: Any = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_
 
 @cache
 def fresh(decoder, **fields):
-    loss = make_losses(decoder, PROMPT, grpo(**fields)).fresh
+    loss = make_losses(decoder, ANSWERS, grpo(**fields)).fresh
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
 
 
 @cache
 def replay(decoder, **fields):
-    loss = make_losses(decoder, PROMPT, grpo(**fields)).replay
+    loss = make_losses(decoder, ANSWERS, grpo(**fields)).replay
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
 
 
@@ -161,9 +161,9 @@ def differentiate_again(decoder, learnt, base, experience, **fields):
     return total / weight, jax.tree.map(lambda leaf: leaf / weight, gradient), means
 
 
-def compiled_step(decoder, config, optimizer, *arguments, prompt=PROMPT, seed=SEED):
+def compiled_step(decoder, config, optimizer, *arguments, answers=ANSWERS, seed=SEED):
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    step: Any = make_step(decoder, prompt, config, optimizer, mesh, seed)
+    step: Any = make_step(decoder, answers, config, optimizer, mesh, seed)
     return step.lower(*arguments).compile(QUICKLY)
 
 
@@ -353,9 +353,9 @@ def test_the_gradient_of_no_token_is_nothing(models, experience, average):
 
 def test_where_all_are_truncated_and_masked_nothing_moves(models):
     # A token that the vocabulary lacks ends no turn. `dapo` divides nothing by no token, the others by a constant.
-    endless: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=VOCABULARY)
+    endless = AnswerTokens(ZERO, ONE, VOCABULARY)
     config = grpo(**FIVE, loss_average="dapo", mask_truncated=True)
-    state, [(metrics, completions)] = run_steps(models.decoder, config, models.params, models.base, prompt=endless)
+    state, [(metrics, completions)] = run_steps(models.decoder, config, models.params, models.base, answers=endless)
     assert not completions.rollout.ended_PxG.any()
     assert metrics["loss"] == metrics["grad_norm"] == metrics["kl"] == 0
     assert metrics["completions/clipped_ratio"] == 1

@@ -19,6 +19,7 @@ from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.prefix import prefill
 from prorank_jax.warmup.probe import answer_rates
+from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import completion_log_probs, sample
 from prorank_jax.warmup.step import make_losses
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 VOCABULARY = 5
 ZERO, ONE, END = 0, 1, 2
-PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+ANSWERS = AnswerTokens(ZERO, ONE, END)
 DECODER = Decoder(small_config(VOCABULARY, tied=False))
 # Its first layer sees three tokens: of a completion's fourth token, nothing of the prompt.
 SLIDING = Decoder(replace(DECODER.config, sliding=(True, False), window=3))
@@ -110,7 +111,7 @@ def test_the_loss_its_gradient_and_the_metrics_equal_the_plain_computation(beta,
     keys = jax.random.split(jax.random.key(2), P)
     batch = jax.tree.map(jnp.asarray, PairBatch(tokens, lengths, labels))
 
-    grad = jax.jit(jax.value_and_grad(make_losses(DECODER, PROMPT, config).fresh, has_aux=True))
+    grad = jax.jit(jax.value_and_grad(make_losses(DECODER, ANSWERS, config).fresh, has_aux=True))
     (total, (means, _)), gradient = grad(params, reference if beta else None, batch, keys)
     assert total == means["loss"].total
     gradient = jax.tree.map(lambda leaf: leaf / means["loss"].weight, gradient)

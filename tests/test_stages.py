@@ -1,7 +1,6 @@
 """The training steps of both stages: the same on every mesh, and they learn."""
 
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -28,12 +27,13 @@ from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import answer_margin, last_hidden, relevance_scores
 from prorank_jax.warmup import step as warmup
+from prorank_jax.warmup.rewards import AnswerTokens
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 VOCABULARY = 6
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
-PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+ANSWERS = AnswerTokens(ZERO, ONE, END)
 DECODER = Decoder(small_config(VOCABULARY, tied=True))
 
 
@@ -60,7 +60,7 @@ def start(optimizer, mesh, lora=None):
 # Warmup: the last token of a prompt tells its label.
 
 
-WARMUP = GrpoConfig(steps=60, prompts_per_step=8, group_size=8, max_new_tokens=3, beta=0.02)
+WARMUP = GrpoConfig(steps=60, prompts_per_step=16, group_size=8, max_new_tokens=3, beta=0.02)
 CONFIGS = {
     "plain": WARMUP,
     "all": WARMUP.model_copy(
@@ -78,10 +78,10 @@ WARMUP_OPTIMIZER = momentum(0.1)
 
 def pairs_at(step):
     rng = np.random.default_rng(step)
-    labels = rng.permutation(np.repeat([0, 1], 4)).astype(np.int32)
-    tokens = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
-    lengths = rng.integers(2, 6, 8).astype(np.int32)
-    tokens[np.arange(8), lengths - 1] = np.where(labels, RELEVANT, IRRELEVANT)
+    labels = rng.permutation(np.repeat([0, 1], 8)).astype(np.int32)
+    tokens = rng.integers(0, VOCABULARY, (16, 5)).astype(np.int32)
+    lengths = rng.integers(2, 6, 16).astype(np.int32)
+    tokens[np.arange(16), lengths - 1] = np.where(labels, RELEVANT, IRRELEVANT)
     return PairBatch(tokens, lengths, labels)
 
 
@@ -102,7 +102,7 @@ def warmup_run(data, fsdp, steps, config="plain"):
 
 @cache
 def warmup_step(data, fsdp, config="plain"):
-    return warmup.make_step(DECODER, PROMPT, CONFIGS[config], WARMUP_OPTIMIZER, mesh_of(data, fsdp), seed=3)
+    return warmup.make_step(DECODER, ANSWERS, CONFIGS[config], WARMUP_OPTIMIZER, mesh_of(data, fsdp), seed=3)
 
 
 def assert_in_place(state, layout):
@@ -227,13 +227,13 @@ def groups_at(step, units=1, layout=LAYOUT):
 def score_run(data, fsdp, steps, config="plain"):
     mesh = mesh_of(data, fsdp)
     lora = SCORES[config].lora
-    step = scoring.make_step(DECODER, PROMPT, SCORES[config], SCORE_OPTIMIZER, mesh)
+    step = scoring.make_step(DECODER, ANSWERS[:2], SCORES[config], SCORE_OPTIMIZER, mesh)
     state, layout = start(SCORE_OPTIMIZER, mesh, lora)
     base = jax.device_put(base_params(), shardings(mesh, base_params()))
     rows = []
     for number in range(steps):
-        batch = groups_at(number, units=data * SCORES[config].accumulation)
-        state, metrics = step(state, base, split_rows(mesh, batch, 16))
+        batch = groups_at(number, units=data * fsdp * SCORES[config].accumulation)
+        state, metrics = step(state, base, split_rows(mesh, batch))
         rows.append(jax.device_get(metrics))
     assert_in_place(state, layout)
     return jax.device_get(state.params), rows
@@ -262,7 +262,7 @@ def test_all_options_of_score_learning_together_give_the_same_adapters_on_every_
 def test_parts_give_the_gradient_of_the_whole():
     whole, rows = score_run(1, 1, 3)
     parts = SCORE.model_copy(update={"accumulation": 4})
-    step = scoring.make_step(DECODER, PROMPT, parts, SCORE_OPTIMIZER, mesh_of(1, 1))
+    step = scoring.make_step(DECODER, ANSWERS[:2], parts, SCORE_OPTIMIZER, mesh_of(1, 1))
     state, _ = start(SCORE_OPTIMIZER, mesh_of(1, 1))
     for number in range(3):
         state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number, units=4)))
@@ -275,8 +275,8 @@ def test_the_anchor_is_the_divergence_at_the_answer():
     batch, params = jax.tree.map(jnp.asarray, groups_at(0)), base_params()
     moved = random_params(DECODER, 1, 0.2)
     config = SCORE.model_copy(update={"anchor": 0.5})
-    value, metrics = scoring.make_loss(DECODER, PROMPT, config)(moved, params, batch)
-    plain, _ = scoring.make_loss(DECODER, PROMPT, SCORE)(moved, None, batch)
+    value, metrics = scoring.make_loss(DECODER, ANSWERS[:2], config)(moved, params, batch)
+    plain, _ = scoring.make_loss(DECODER, ANSWERS[:2], SCORE)(moved, None, batch)
 
     def outcomes(params):
         log_probs = jax.nn.log_softmax(DECODER.unembed(params, last_hidden(DECODER, params, batch.prompts)))
@@ -324,7 +324,7 @@ def test_prefixes_computed_once_and_rests_in_parts_give_the_scores_and_gradients
     @jax.jit
     @jax.value_and_grad
     def total(params, prompts):
-        scores = answer_margin(DECODER, params, last_hidden(DECODER, params, prompts), PROMPT.answer_ids)
+        scores = answer_margin(DECODER, params, last_hidden(DECODER, params, prompts), ANSWERS[:2])
         # A different weight for each document, so that none may take the place of another.
         weights = jnp.arange(48.0).reshape(16, 3)
         return jnp.where(batch.mask_QxC, weights * jnp.sin(scores), 0.0).sum() / 1000
@@ -347,7 +347,7 @@ def test_what_score_learning_reports(monkeypatch):
     monkeypatch.setattr(scoring, "answer_margin", lambda *_: jnp.asarray(scores))
     prompts = GroupPrompts(np.zeros(0, np.int32), np.zeros(0, np.int32), ())
     batch = jax.tree.map(jnp.asarray, GroupBatch(prompts, labels, mask))
-    loss, metrics = scoring.make_loss(DECODER, PROMPT, SCORE)({}, None, batch)
+    loss, metrics = scoring.make_loss(DECODER, ANSWERS[:2], SCORE)({}, None, batch)
     assert loss == metrics["loss"] == listwise_softmax(*map(jnp.asarray, (scores, labels, mask)))
     # Wrong only in query 1, where a lesser grade is on top; the masked 9 does not count.
     assert metrics["top1_accuracy"] == 0.75
@@ -358,10 +358,10 @@ def test_what_score_learning_reports(monkeypatch):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
     decoder = Decoder(DECODER.config, jnp.dtype("bfloat16"), remat)
-    params, keys = base_params(), jax.random.split(jax.random.key(0), 8)
+    params, keys = base_params(), jax.random.split(jax.random.key(0), 16)
     losses: list[tuple[Any, tuple[Any, ...]]] = [
-        (warmup.make_losses(decoder, PROMPT, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
-        (scoring.make_loss(decoder, PROMPT, SCORES["all"]), (params, jax.tree.map(jnp.asarray, groups_at(0)))),
+        (warmup.make_losses(decoder, ANSWERS, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
+        (scoring.make_loss(decoder, ANSWERS[:2], SCORES["all"]), (params, jax.tree.map(jnp.asarray, groups_at(0)))),
     ]
     for loss, arguments in losses:
         (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, *arguments)
@@ -445,17 +445,30 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(data, fsdp):
 
 
 @pytest.mark.parametrize(("rows", "nearest"), [(3, 8), (11, 8), (13, 16), (21, 24)])
-def test_rows_that_do_not_divide_over_the_replicas_are_refused(rows, nearest):
-    with pytest.raises(InputError) as error:
-        check_rows(mesh_of(8, 1), "warmup.prompts_per_step", rows)
-    assert str(error.value) == (
-        f"config: warmup.prompts_per_step={rows} does not divide over 8 replicas; the nearest is {nearest}"
-    )
+def test_rows_that_do_not_divide_over_the_devices_are_refused(rows, nearest):
+    for data, fsdp in MESHES:
+        with pytest.raises(InputError) as error:
+            check_rows(mesh_of(data, fsdp), "warmup.prompts_per_step", rows)
+        assert str(error.value) == (
+            f"config: warmup.prompts_per_step={rows} does not divide over 8 devices; the nearest is {nearest}"
+        )
     check_rows(mesh_of(8, 1), "warmup.prompts_per_step", nearest)
-    check_rows(mesh_of(1, 8), "warmup.prompts_per_step", rows)
+    check_rows(mesh_of(1, 1), "warmup.prompts_per_step", rows)
 
 
-def test_rows_are_split_over_data_and_repeated_over_fsdp():
+def test_rows_that_do_not_divide_into_parts_are_refused():
+    with pytest.raises(InputError) as error:
+        check_rows(mesh_of(2, 4), "score.queries_per_step", 40, 2)
+    assert str(error.value) == (
+        "config: score.queries_per_step=40 does not divide over 8 devices x 2 parts of score.accumulation; "
+        "the nearest is 32"
+    )
+    check_rows(mesh_of(2, 4), "score.queries_per_step", 48, 2)
+
+
+def test_every_device_has_rows_of_its_own():
     batch = split_rows(mesh_of(2, 4), pairs_at(0))
-    assert [shard.index[0] for shard in batch.labels_P.addressable_shards] == [slice(0, 4)] * 4 + [slice(4, 8)] * 4
+    assert [shard.index[0] for shard in batch.labels_P.addressable_shards] == [
+        slice(start, start + 2) for start in range(0, 16, 2)
+    ]
     np.testing.assert_array_equal(batch.tokens_PxL, pairs_at(0).tokens_PxL)

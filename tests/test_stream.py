@@ -169,11 +169,11 @@ def test_a_resumed_run_gets_the_batches_that_it_would_have_got():
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), (1, 8), (4, 1)])
 def test_one_process_has_all_rows(data: int, fsdp: int):
     mesh = mesh_of(data, fsdp)
-    assert (own_rows(mesh, 8).start, own_rows(mesh, 8).stop) == (0, 8)
+    assert own_rows(mesh, 8) == list(range(8))
     rows = np.arange(16, dtype=np.float32).reshape(8, 2)
-    placed = split_rows(mesh, {"rows": rows}, 8)["rows"]
+    placed = split_rows(mesh, {"rows": rows})["rows"]
     np.testing.assert_array_equal(placed, rows)
-    assert placed.sharding.spec == jax.sharding.PartitionSpec("data")
+    assert placed.sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"))
 
 
 PROCESS = """
@@ -184,33 +184,38 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
-from prorank_jax.config import MeshConfig
-from prorank_jax.runtime.mesh import make_mesh, own_rows, split_rows
-mesh = make_mesh(MeshConfig(data=int(sys.argv[3]), fsdp=-1))
+from prorank_jax.runtime.mesh import own_rows, split_rows
+devices = [jax.devices()[int(place)] for place in sys.argv[3]]
+mesh = jax.sharding.Mesh(np.array(devices).reshape(2, 2), ("data", "fsdp"))
 own = own_rows(mesh, 8)
-rows = np.arange(own.start, own.stop, dtype=np.float32)
-placed = split_rows(mesh, rows, 8)
+rows = np.array([[row, row + 0.5] for row in own], np.float32).reshape(-1)
+placed = split_rows(mesh, rows)
 squares = jax.jit(lambda x: (x * x).sum())(placed)
 shards = sorted({float(value) for shard in placed.addressable_shards for value in np.asarray(shard.data)})
 with open(sys.argv[4], "w") as file:
-    json.dump([own.start, own.stop, float(squares), placed.shape[0], shards], file)
+    json.dump([own, float(squares), placed.shape[0], shards], file)
 """
 
 
-@pytest.mark.parametrize(("data", "expected"), [(4, [(0, 4), (4, 8)]), (2, [(0, 4), (4, 8)]), (1, [(0, 8), (0, 8)])])
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    # As on a slice of a TPU, whose mesh follows the wires: the devices of a process need not stand together.
+    [("0123", [[0, 1, 2, 3], [4, 5, 6, 7]]), ("0213", [[0, 1, 4, 5], [2, 3, 6, 7]])],
+)
 def test_two_processes_hold_disjoint_rows_of_one_batch(
-    data: int, expected: list[tuple[int, int]], free_port: int, tmp_path: Path
+    devices: str, expected: list[list[int]], free_port: int, tmp_path: Path
 ):
     command = [sys.executable, "-c", PROCESS, f"127.0.0.1:{free_port}"]
     # Each answers in a file of its own: the library that connects the processes prints when it likes.
     answers = [tmp_path / f"{number}.json" for number in range(2)]
     running = [
-        subprocess.Popen([*command, str(number), str(data), str(answer)]) for number, answer in enumerate(answers)
+        subprocess.Popen([*command, str(number), devices, str(answer)]) for number, answer in enumerate(answers)
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    for answer, (start, stop) in zip(answers, expected, strict=True):
-        # The sum of the squares of 0..7, whoever holds them.
-        assert json.loads(answer.read_text()) == [start, stop, 140.0, 8, [float(row) for row in range(start, stop)]]
+    for answer, own in zip(answers, expected, strict=True):
+        # The sum of the squares of 0, 0.5, 1, ... 7.5, whoever holds them: two entries for each row.
+        shards = [part for row in own for part in (row, row + 0.5)]
+        assert json.loads(answer.read_text()) == [own, 310.0, 16, shards]
 
 
 @pytest.fixture

@@ -22,13 +22,14 @@ from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.runtime.mesh import shardings, split_rows
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.warmup.probe import answer_rates
+from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.supervised import answer_log_probs, make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 VOCABULARY = 6
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(VOCABULARY)
-PROMPT: Any = SimpleNamespace(answer_ids=(ZERO, ONE), end_id=END)
+ANSWERS = AnswerTokens(ZERO, ONE, END)
 DECODER = Decoder(small_config(VOCABULARY, tied=True))
 LORA = LoraConfig(rank=3, alpha=6.0)
 CONFIG = SupervisedConfig(method="supervised", steps=40, prompts_per_step=8)
@@ -66,12 +67,12 @@ def test_log_probs_of_both_answers_equal_torch_on_each_whole_sequence(tmp_path):
     pretrained = load_pretrained(tmp_path)
     lengths = np.array([37, 5, 1, 30], np.int32)
     tokens = np.random.default_rng(0).integers(0, 61, (4, 37)).astype(np.int32)
-    prompt: Any = SimpleNamespace(answer_ids=(50, 7), end_id=13)
+    answers = AnswerTokens(50, 7, 13)
     batch = jax.tree.map(jnp.asarray, PairBatch(tokens, lengths, np.zeros(4, np.int32)))
-    log_probs = answer_log_probs(Decoder(pretrained.config), pretrained.params, prompt, batch)
+    log_probs = answer_log_probs(Decoder(pretrained.config), pretrained.params, answers, batch)
     assert (log_probs.shape, log_probs.dtype) == ((4, 2), jnp.float32)
     for p, column in np.ndindex(4, 2):
-        answer = prompt.answer_ids[column]
+        answer = answers[column]
         whole = np.concatenate([tokens[p, : lengths[p]], [answer, 13]]).astype(np.int64)
         with torch.no_grad():
             every = torch.log_softmax(model(torch.from_numpy(whole)[None]).logits[0], -1)
@@ -97,7 +98,7 @@ def plain(params, batch):
 
 @cache
 def step_of(data, fsdp, optimizer=SGD, lora=None):
-    return make_step(DECODER, PROMPT, CONFIG.model_copy(update={"lora": lora}), optimizer, mesh_of(data, fsdp))
+    return make_step(DECODER, ANSWERS, CONFIG.model_copy(update={"lora": lora}), optimizer, mesh_of(data, fsdp))
 
 
 def run(data, fsdp, steps, learnt, optimizer=SGD, lora=None):
@@ -185,7 +186,9 @@ def test_the_rates_are_those_of_sampling():
     params, _ = run(1, 1, 8, base_params(), MOMENTUM)
     _, (metrics,) = run(1, 1, 1, params)
     rows = [tokens[:length].tolist() for tokens, length in zip(batch.tokens_PxL, batch.lengths_P, strict=True)] * times
-    prompt: Any = SimpleNamespace(**vars(PROMPT), max_length=5, pad_id=WORD, encode_batch=lambda pairs: rows)
+    prompt: Any = SimpleNamespace(
+        answer_ids=(ZERO, ONE), end_id=END, max_length=5, pad_id=WORD, encode_batch=lambda pairs: rows
+    )
     pairs, labels = [("", "")] * len(rows), np.tile(batch.labels_P, times)
     got = answer_rates(DECODER, params, prompt, pairs, labels, samples=samples, max_new_tokens=3)
     for name, rate in got.items():

@@ -89,7 +89,7 @@ def _told(key: _Same, instruction: str) -> Prompt:
     return key.prompt.with_instruction(instruction)
 
 
-def pair_batch(pairs: "Pairs", prompt: Prompt, rows: range) -> PairBatch[np.ndarray]:
+def pair_batch(pairs: "Pairs", prompt: Prompt, rows: Sequence[int]) -> PairBatch[np.ndarray]:
     """These rows of the stream of pairs, L = `prompt.max_length`.
 
     Raises:

@@ -43,11 +43,10 @@ class Pairs:
     def __getitem__(self, row: int) -> Example:
         return self.both[row // 2][row % 2]
 
-    def rows(self, rows: range) -> list[Example]:
-        """Consecutive rows, each group read once."""
-        first, last = rows[0] // 2, rows[-1] // 2
-        examples = [example for position in range(first, last + 1) for example in self.both[position]]
-        return examples[rows[0] - 2 * first :][: len(rows)]
+    def rows(self, rows: Sequence[int]) -> list[Example]:
+        """These rows, each group read once."""
+        both = {position: self.both[position] for position in dict.fromkeys(row // 2 for row in rows)}
+        return [both[row // 2][row % 2] for row in rows]
 
 
 def pairs(sources: Sequence[Source], weights: Sequence[float], seed: int) -> Pairs:

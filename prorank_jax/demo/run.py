@@ -18,14 +18,17 @@ from prorank_jax.data.stream import pairs
 from prorank_jax.demo.world import write_world
 from prorank_jax.evaluate import Evaluation
 from prorank_jax.evaluation.first_stage import FirstStage
+from prorank_jax.export import saved_parameters
+from prorank_jax.model.hf import load_pretrained
 from prorank_jax.report import plot_curves
 from prorank_jax.reranker import Reranker
-from prorank_jax.run_folder import check_run_folder
+from prorank_jax.run_folder import SavedStep, check_run_folder
 from prorank_jax.train import train
 from prorank_jax.warmup.probe import answer_rates
 
 DEPTH = 30
 PROBED_PAIRS = 512
+WARMUP_STEPS = 100
 
 
 def demo_config(world: Path, seed: int) -> RunConfig:
@@ -37,7 +40,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
             "prompt": {"max_length": 108, "order": "document_first"},
             "data": {"path": str(world / "train"), "split": "train", "depth": DEPTH},
             "warmup": {
-                "steps": 100,
+                "steps": WARMUP_STEPS,
                 "prompts_per_step": 32,
                 "group_size": 8,
                 "max_new_tokens": 3,
@@ -78,7 +81,9 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     texts = [(example.query, example.document) for example in probed]
     labels = np.array([example.label for example in probed], np.int32)
     rows: dict[str, dict[str, float]] = {}
-    models = {"bm25": None, "base": trained.base, "warmup": trained.warmed_up, "score": trained.final}
+    base = load_pretrained(config.model.base)
+    warmed_up = saved_parameters(workdir, config, SavedStep("warmup", WARMUP_STEPS), base.config)
+    models = {"bm25": None, "base": base.params, "warmup": warmed_up, "score": trained.final}
     for name, params in models.items():
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
         out = workdir / "evaluation" / name

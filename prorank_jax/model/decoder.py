@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from prorank_jax.model.attention import Rope, attend, rotary_angles, rotate, soft_cap, within_window
+from prorank_jax.model.parts import parameter, whole
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -147,7 +148,8 @@ class Linear(nn.Module):
         rows, into = x.shape[: -self.axes], x.shape[-self.axes :]
         ndim = len(into) + len(self.out)
         init = nn.initializers.lecun_normal(range(self.axes), range(self.axes, ndim))
-        kernel = self.param("kernel", init, (*into, *self.out))
+        shape = (*into, *self.out)
+        kernel = whole(parameter(self, "kernel", init, shape), shape, self.dtype)
         # A product of two matrices, whatever the axes: the gradient of one with more takes a CPU nearly twice as long.
         flat = x.reshape(-1, math.prod(into)).astype(self.dtype)
         y = flat @ kernel.reshape(math.prod(into), math.prod(self.out)).astype(self.dtype)
@@ -254,9 +256,10 @@ class DecoderModule(nn.Module):
         self, blocks: tuple[Block, ...], cache: tuple[KeyValues, ...]
     ) -> tuple[list[Array], tuple[KeyValues, ...]]:
         c = self.config
-        table_VxD = self.param("embedding", _TABLE, (c.vocabulary, c.width))
+        shape = (c.vocabulary, c.width)
+        table_VxD = whole(parameter(self, "embedding", _TABLE, shape), shape, self.dtype)
         if not c.tied:
-            self.param("unembedding", _TABLE, (c.vocabulary, c.width))
+            parameter(self, "unembedding", _TABLE, shape)
         tokens_M = join_blocks([block.tokens_BxL for block in blocks])
         x_MxD = table_VxD[tokens_M].astype(self.dtype) * jnp.asarray(c.embedding_scale, self.dtype)
         near = tuple(self._near(block, blocks[0], cache) for block in blocks) if any(c.sliding) else None
@@ -358,10 +361,22 @@ class Decoder:
 
     def unembed(self, params: Params, hidden: Array, token_ids: Array | None = None) -> Array:
         """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows."""
-        table = params["embedding" if self.config.tied else "unembedding"]
+        table = params[self._unembedding]
         rows = table if token_ids is None else table[token_ids]
-        logits = jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        rows = whole(rows.astype(hidden.dtype), (len(rows), self.config.width), hidden.dtype)
+        logits = jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.logit_cap)
+
+    def with_whole_tables(self, params: Params) -> Params:
+        """The same parameters for a step that reads the embedding and all of the unembedding several times: inside a
+        step mapped over `fsdp` these are gathered once."""
+        shape = (self.config.vocabulary, self.config.width)
+        names = dict.fromkeys(("embedding", self._unembedding))
+        return params | {name: whole(params[name], shape, self.dtype) for name in names}
+
+    @property
+    def _unembedding(self) -> str:
+        return "embedding" if self.config.tied else "unembedding"
 
 
 _TABLE = nn.initializers.normal(0.02)

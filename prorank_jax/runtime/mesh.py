@@ -1,11 +1,14 @@
 """Devices as one mesh with two axes, and where every array lies on it.
 
-`data` is mapped: a training step is written for one replica, and `jax.shard_map` runs it on each slice of the
-batch. `fsdp` is sharded: parameters and optimizer state are split over it by the table below, and the compiler
-places the collectives. A parameter is split along its width, which every family divides by small powers of two.
+Both axes are mapped: a training step is written for one device, and `jax.shard_map` runs it on each slice of the
+batch, whose rows are split over all devices. Parameters and optimizer state are split over `fsdp` by the table below,
+and lie whole on every index of `data`. Inside a step a layer gathers the parameters that it needs (`model/parts.py`),
+which is why nothing but parameters, gradients and metrics ever moves between devices. A parameter is split along its
+width, which every family divides by small powers of two.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,39 +30,48 @@ TABLE = (
 )
 """Path of a parameter -> the axes it is split over. What no row names is replicated (norms and biases)."""
 
+AXES = ("data", "fsdp")
+ROWS = P(AXES)
+"""How the rows of a batch lie: those of each device are its own."""
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh `data` x `fsdp` over all devices.
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh `data` x `fsdp` over these devices; default: over all.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = {"data": config.data, "fsdp": config.fsdp}
     for name, other in (("data", "fsdp"), ("fsdp", "data")):
         if sizes[name] == -1:
-            sizes[name] = max(devices // sizes[other], 1)
-    if sizes["data"] * sizes["fsdp"] != devices:
+            sizes[name] = max(count // sizes[other], 1)
+    if sizes["data"] * sizes["fsdp"] != count:
         raise InputError(
-            f"config: mesh.data={config.data}, mesh.fsdp={config.fsdp}: there are {devices} devices; "
+            f"config: mesh.data={config.data}, mesh.fsdp={config.fsdp}: there are {count} devices; "
             "make the product equal to that, or leave one at -1"
         )
-    return jax.make_mesh((sizes["data"], sizes["fsdp"]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The NamedSharding of every array of a tree of parameters, or of any state built on one (optimizer moments).
+def specs(mesh: Mesh, tree: Any) -> Any:
+    """The PartitionSpec of every array of a tree of parameters, or of any state built on one (optimizer moments).
 
     An axis that `fsdp` does not divide stays whole.
     """
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place(path: tuple[Any, ...], leaf: Any) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next((spec for pattern, spec in TABLE if re.search(pattern, name)), P())
         whole = any(axis and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec))
-        return NamedSharding(mesh, P() if whole else spec)
+        return P() if whole else spec
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The NamedSharding of every array of such a tree."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree))
 
 
 def abstract(mesh: Mesh, tree: Any) -> Any:
@@ -77,43 +89,70 @@ def keep_place(mesh: Mesh, state: Any) -> Any:
     return lax.with_sharding_constraint(state, shardings(mesh, state))
 
 
-def mean_over_replicas(mesh: Mesh, tree: Any) -> Any:
-    """The mean over `data`, inside a step mapped over it.
-
-    XLA cannot partition an all-reduce over an axis of one device beside a split one, and there is nothing to reduce.
-    """
-    return lax.pmean(tree, "data") if mesh.shape["data"] > 1 else tree
+def on_devices(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device, with the device's own parts of its arguments."""
+    # What a device makes of replicated parameters and means is the same on all, which JAX cannot see by itself.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def own_rows(mesh: Mesh, rows: int) -> range:
-    """The rows of a batch, split over `data`, that lie on the devices of this process."""
-    slices = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,)).values()
-    bounds = [index[0].indices(rows) for index in slices if index]
-    return range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+def mean_over_devices(tree: Any) -> Any:
+    """The mean of what all devices have, on each of them; inside a mapped function."""
+    return lax.pmean(tree, AXES)
 
 
-def split_rows(mesh: Mesh, batch: Any, rows: int | None = None) -> Any:
-    """Places a batch of numpy arrays, the first axis of each split over `data`.
+def mean_gradient(mesh: Mesh, gradient: Any, places: Any) -> Any:
+    """The mean over devices of a gradient; inside a mapped function.
 
     Args:
-      rows: where given, the rows of the whole batch, of which the arrays hold what belongs to `own_rows` alone; an
-        array may have several entries for each row.
+      gradient: of each device, in its own parts of the parameters. Where a parameter was gathered over `fsdp`, the
+        gradient of the gathering has summed over `fsdp` already.
+      places: the parameters' `specs`.
     """
-    sharding = NamedSharding(mesh, P("data"))
+
+    def mean(leaf: jax.Array, spec: P) -> jax.Array:
+        return lax.pmean(leaf, "data") / mesh.shape["fsdp"] if "fsdp" in spec else lax.pmean(leaf, AXES)
+
+    return jax.tree.map(mean, gradient, places)
+
+
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
+    """The rows of a batch that lie on the devices of this process, ascending.
+
+    They need not be consecutive: the order of devices in a mesh follows the wires between them, not the hosts.
+    """
+    slices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in slices if index for row in range(*index[0].indices(rows))})
+
+
+def split_rows(mesh: Mesh, batch: Any) -> Any:
+    """Places a batch of numpy arrays, the first axis of each split over all devices.
+
+    Each process gives what belongs to its `own_rows` alone; an array may have several entries for each row.
+    """
+    sharding = NamedSharding(mesh, ROWS)
+    own = len(sharding.addressable_devices)
 
     def place(array: np.ndarray) -> jax.Array:
-        whole, first = len(array), 0
-        if rows is not None:
-            own = own_rows(mesh, rows)
-            whole, first = (len(array) * bound // len(own) for bound in (rows, own.start))
+        shape = (len(array) * mesh.size // own, *array.shape[1:])
+        starts = sorted(_start(index) for index in sharding.addressable_devices_indices_map(shape).values())
+        size = len(array) // own
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            start, stop, _ = index[0].indices(whole) if index else (first, first + len(array), 1)
-            return array[start - first : stop - first]
+            number = starts.index(_start(index))
+            return array[number * size : (number + 1) * size]
 
-        return jax.make_array_from_callback((whole, *array.shape[1:]), sharding, part)
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return jax.tree.map(place, batch)
+
+
+def _start(index: tuple[slice, ...] | None) -> int:
+    return (index[0].start or 0) if index else 0
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """An array that is split over devices, and maybe hosts, as one of numpy; each process makes this call."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
 
 
 def largest(number: int) -> int:
@@ -121,9 +160,10 @@ def largest(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
 
 
-def check_rows(mesh: Mesh, field: str, rows: int) -> None:
-    """Refuses a batch size that the `data` axis does not divide."""
-    replicas = mesh.shape["data"]
-    if rows % replicas:
-        nearest = max(round(rows / replicas), 1) * replicas
-        raise InputError(f"config: {field}={rows} does not divide over {replicas} replicas; the nearest is {nearest}")
+def check_rows(mesh: Mesh, field: str, rows: int, parts: int = 1) -> None:
+    """Refuses a batch size that the devices do not divide, or where the rows of each do not divide into parts."""
+    unit = mesh.size * parts
+    if rows % unit:
+        nearest = max(round(rows / unit), 1) * unit
+        over = f"{mesh.size} devices" + (f" x {parts} parts of {field.split('.')[0]}.accumulation" if parts > 1 else "")
+        raise InputError(f"config: {field}={rows} does not divide over {over}; the nearest is {nearest}")

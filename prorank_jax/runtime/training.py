@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.runtime.mesh import abstract, keep_place, mean_over_replicas
+from prorank_jax.runtime.mesh import ROWS, abstract, keep_place, mean_gradient, mean_over_devices, on_devices, specs
 
 Metrics = dict[str, Array]
 
@@ -26,22 +26,33 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
+def state_layout(optimizer: optax.GradientTransformation, mesh: Mesh, params: Any) -> TrainState:
+    """Shapes, dtypes and places of the state that begins with parameters of these shapes."""
+    return TrainState(abstract(mesh, params), abstract(mesh, jax.eval_shape(optimizer.init, params)))
+
+
 def open_state(
-    checkpoints: Checkpoints, optimizer: optax.GradientTransformation, mesh: Mesh, params: Any
+    checkpoints: Checkpoints, optimizer: optax.GradientTransformation, mesh: Mesh, params: Any, *, keep: bool
 ) -> tuple[TrainState, int]:
     """The state to go on from, in its place on the mesh, and the step it is of.
 
-    That is the newest checkpoint, or before the first one a copy of `params` and 0.
+    That is the newest checkpoint, or before the first one `params` and 0.
+
+    Args:
+      keep: whether `params` are still read afterwards; else their memory becomes the state's.
     """
+    layout = state_layout(optimizer, mesh, params)
+    done = checkpoints.latest()
+    if done is not None:
+        if not keep:
+            jax.tree.map(lambda leaf: leaf.delete(), params)
+        return checkpoints.restore(done, layout), done
 
     def init(params: Any) -> TrainState:
         return TrainState(params, optimizer.init(params))
 
-    layout = abstract(mesh, jax.eval_shape(init, params))
-    done = checkpoints.latest()
-    if done is not None:
-        return checkpoints.restore(done, layout), done
-    return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(params), 0
+    places = jax.tree.map(lambda leaf: leaf.sharding, layout)
+    return jax.jit(init, out_shardings=places, donate_argnums=() if keep else 0)(params), 0
 
 
 def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient: Any) -> tuple[TrainState, Array]:
@@ -59,7 +70,7 @@ def make_gradient_step(
     """The compiled step `(state, base, batch) -> (state, metrics)` of a loss; the buffers of the state are used again.
 
     `loss(learnt, base, batch)` is a mean over the rows of the batch, with metrics that are such means too, so that the
-    rows of a replica may be computed in equal parts, one after the other.
+    rows of a device may be computed in equal parts, one after the other.
     """
 
     def gradient_of(learnt: Any, base: Any, batch: Any) -> tuple[Any, Metrics]:
@@ -79,23 +90,18 @@ def make_gradient_step(
         total, _ = lax.scan(add, start, split)
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data")),
-        out_specs=(P(), P()),
-        axis_names={"data"},
-        check_vma=False,
-    )
-    def replica_step(state: TrainState, base: Any, batch: Any) -> tuple[TrainState, Metrics]:
-        gradient, metrics = mean_over_replicas(mesh, mean_over_parts(state.params, base, batch))
-        state, norm = descend(optimizer, state, gradient)
-        return state, metrics | {"grad_norm": norm}
-
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, base: Any, batch: Any) -> tuple[TrainState, Metrics]:
-        state, metrics = replica_step(state, base, batch)
-        return keep_place(mesh, state), metrics
+        places = specs(mesh, state.params)
+
+        def on_device(learnt: Any, base: Any, batch: Any) -> tuple[Any, Metrics]:
+            gradient, metrics = mean_over_parts(learnt, base, batch)
+            return mean_gradient(mesh, gradient, places), mean_over_devices(metrics)
+
+        mapped = on_devices(mesh, on_device, (places, specs(mesh, base), ROWS), (places, P()))
+        gradient, metrics = mapped(state.params, base, batch)
+        state, norm = descend(optimizer, state, gradient)
+        return keep_place(mesh, state), metrics | {"grad_norm": norm}
 
     return step
 

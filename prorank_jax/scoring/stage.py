@@ -5,6 +5,7 @@ and its result is the best model it came by.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from jax.sharding import Mesh
 from prorank_jax.config import RunConfig, ScoreConfig
 from prorank_jax.data.examples import Group
 from prorank_jax.data.stream import batches
-from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
@@ -52,14 +52,7 @@ def check_score(config: ScoreConfig, mesh: Mesh) -> None:
     Raises:
       InputError: a batch that does not divide over devices and parts.
     """
-    rows, parts = config.queries_per_step, config.accumulation
-    check_rows(mesh, "score.queries_per_step", rows)
-    own = rows // mesh.shape["data"]
-    if own % parts:
-        raise InputError(
-            f"config: score.accumulation={parts} does not divide the {own} queries of each replica "
-            f"(score.queries_per_step={rows}); use a divisor of {own}"
-        )
+    check_rows(mesh, "score.queries_per_step", config.queries_per_step, config.accumulation)
 
 
 def train_score(
@@ -74,6 +67,8 @@ def train_score(
 ) -> Scored:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
 
+    The arrays of `params` are used up, unless the stage itself reads them to its end.
+
     Args:
       groups: the endless stream of groups (`data.stream.groups`), of which step `n` takes the `n`-th
         `score.queries_per_step`.
@@ -87,12 +82,12 @@ def train_score(
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
-    state, done = open_state(checkpoints, optimizer, mesh, learnt)
-    step = make_step(decoder, prompt, config, optimizer, mesh)
     base = params if config.lora or config.anchor else None
+    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=base is not None)
+    step = make_step(decoder, prompt.answer_ids, config, optimizer, mesh)
     own = own_rows(mesh, config.queries_per_step)
     documents, longest = config.documents_per_query, prompt.max_length
-    units = mesh.shape["data"] * config.accumulation
+    units = mesh.size * config.accumulation
     own_units = units * len(own) // config.queries_per_step
 
     def make(number: int) -> EncodedGroups:
@@ -124,7 +119,7 @@ def train_score(
         for number, drawn in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
             layout = layouts[largest(first_fit(drawn.prompts, documents, layouts, own_units))]
             batch = group_batch(drawn, documents, layout, own_units, prompt.pad_id)
-            state, metrics = step(state, base, split_rows(mesh, batch, config.queries_per_step))
+            state, metrics = step(state, base, split_rows(mesh, batch))
             watch.add(number, metrics)
             tokens += drawn.tokens * config.queries_per_step // len(own)
             last = number == config.steps
@@ -144,7 +139,7 @@ def train_score(
 
 
 def _encoded(
-    groups: "grain.MapDataset[Group]", prompt: Prompt, number: int, queries: int, rows: range | None = None
+    groups: "grain.MapDataset[Group]", prompt: Prompt, number: int, queries: int, rows: Sequence[int] | None = None
 ) -> EncodedGroups:
     """The groups of a step, or those of its rows that are asked for."""
     first = (number - 1) * queries

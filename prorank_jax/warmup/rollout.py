@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from prorank_jax.model.decoder import Decoder, KeyValues, Params
+from prorank_jax.model.parts import anywhere
 from prorank_jax.model.prefix import Prefix
 from prorank_jax.warmup.grpo import entropy
 
@@ -73,14 +74,14 @@ def sample(
             return drawn_PxG
         return jnp.take_along_axis(jnp.broadcast_to(names, passed.shape), drawn_PxG[:, :, None], axis=2)[:, :, 0]
 
-    State = tuple[Array, KeyValues, Array, Array]
+    State = tuple[Array, KeyValues, Array, Array, Array]
 
     def unfinished(state: State) -> Array:
-        t, _, _, ended_PxG = state
-        return (t < T) & ~ended_PxG.all()
+        t, _, _, _, some_are_open = state
+        return (t < T) & some_are_open
 
     def decode(state: State) -> State:
-        t, buffer, tokens_TxPxG, ended_PxG = state
+        t, buffer, tokens_TxPxG, ended_PxG, _ = state
         written = jnp.tile(same_sample, (1, T)) & (jnp.repeat(jnp.arange(T), G) < t - 1)[None]
         own = jnp.broadcast_to(jnp.concatenate([written, same_sample], axis=1), (P, G, T * G + G))
         hidden_PxGxD, new = decoder.forward(
@@ -93,13 +94,15 @@ def sample(
         buffer = buffer.write(new, (t - 1) * G)
         drawn = jnp.where(ended_PxG, end_id, draw(decoder.unembed(params, hidden_PxGxD), t))
         tokens_TxPxG = lax.dynamic_update_index_in_dim(tokens_TxPxG, drawn, t, axis=0)
-        return t + 1, buffer, tokens_TxPxG, ended_PxG | (drawn == end_id)
+        ended_PxG |= drawn == end_id
+        return t + 1, buffer, tokens_TxPxG, ended_PxG, anywhere(~ended_PxG.all())
 
     first = draw(decoder.unembed(params, prefix.last_PxD)[:, None], jnp.zeros((), jnp.int32))
     tokens = jnp.full((T, P, G), end_id, jnp.int32).at[0].set(first)
     buffer = KeyValues(empty, empty, jnp.zeros((P, T * G), jnp.int32))
-    state = (jnp.ones((), jnp.int32), buffer, tokens, first == end_id)
-    _, _, tokens_TxPxG, ended_PxG = lax.while_loop(unfinished, decode, state)
+    ended = first == end_id
+    state = (jnp.ones((), jnp.int32), buffer, tokens, ended, anywhere(~ended.all()))
+    _, _, tokens_TxPxG, ended_PxG, _ = lax.while_loop(unfinished, decode, state)
     open_PxG = (tokens_TxPxG != end_id).sum(axis=0, dtype=jnp.int32)
     return Rollout(tokens_TxPxG.transpose(1, 2, 0), open_PxG + ended_PxG.astype(jnp.int32), ended_PxG)
 

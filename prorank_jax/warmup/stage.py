@@ -25,7 +25,7 @@ from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import Watch, open_state
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
-from prorank_jax.warmup.rewards import load_rewards
+from prorank_jax.warmup.rewards import AnswerTokens, load_rewards
 from prorank_jax.warmup.step import make_step
 
 HEADLINE = ("reward", "format_rate", "accuracy", "kl")
@@ -40,15 +40,9 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder:
         positions for, a reward that is not to be had.
     """
     rows = config.prompts_per_step
-    check_rows(mesh, "warmup.prompts_per_step", rows)
+    check_rows(mesh, "warmup.prompts_per_step", rows, config.accumulation if isinstance(config, GrpoConfig) else 1)
     if isinstance(config, GrpoConfig):
         load_rewards(config.rewards, config.group_size, config.max_new_tokens)
-        own, parts = rows // mesh.shape["data"], config.accumulation
-        if own % parts:
-            raise InputError(
-                f"config: warmup.accumulation={parts} does not divide the {own} prompts of each replica "
-                f"(warmup.prompts_per_step={rows}); use a divisor of {own}"
-            )
         positions, new = decoder.config.max_positions, config.max_new_tokens
         if prompt.max_length > positions - new:
             raise InputError(
@@ -62,6 +56,8 @@ def train_warmup(
 ) -> Params:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
 
+    The arrays of `params` are used up, unless the stage itself reads them to its end.
+
     Raises:
       InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
     """
@@ -71,21 +67,22 @@ def train_warmup(
     optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
-    state, done = open_state(checkpoints, optimizer, mesh, learnt)
+    base = params if config.lora or (grpo and grpo.beta) else None
+    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=base is not None)
     if done == config.steps:
         return merged(config.lora, params, state.params)
+    answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
     if isinstance(config, GrpoConfig):
-        step = make_step(decoder, prompt, config, optimizer, mesh, run.seed)
+        step = make_step(decoder, answers, config, optimizer, mesh, run.seed)
     else:
-        step = supervised.make_step(decoder, prompt, config, optimizer, mesh)
-    base = params if config.lora or (grpo and grpo.beta) else None
+        step = supervised.make_step(decoder, answers, config, optimizer, mesh)
     weights = {name.rpartition(":")[2]: weight for name, weight in grpo.rewards.items()} if grpo else {}
 
     size, own = config.prompts_per_step, own_rows(mesh, config.prompts_per_step)
 
     def make(number: int) -> PairBatch[np.ndarray]:
         first = (number - 1) * size
-        return pair_batch(pairs, prompt, range(first + own.start, first + own.stop))
+        return pair_batch(pairs, prompt, [first + row for row in own])
 
     watch, flat = Watch("warmup", checkpoints), FlatReward()
     with (
@@ -95,7 +92,7 @@ def train_warmup(
         tokens, since = 0, time.monotonic()
         made = batches(make, done + 1, config.steps + 1, run.data.workers)
         for number, batch in enumerate(made, done + 1):
-            state, metrics, completions = step(state, base, split_rows(mesh, batch, size), jnp.asarray(number - 1))
+            state, metrics, completions = step(state, base, split_rows(mesh, batch), jnp.asarray(number - 1))
             watch.add(number, metrics)
             tokens += int(batch.lengths_P.sum()) * size // len(batch.lengths_P)
             if grpo and completions and grpo.show_completions_every and number % grpo.show_completions_every == 0:

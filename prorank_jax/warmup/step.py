@@ -22,8 +22,7 @@ from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
 from prorank_jax.model.prefix import prefill
-from prorank_jax.prompt import Prompt
-from prorank_jax.runtime.mesh import keep_place, mean_over_replicas
+from prorank_jax.runtime.mesh import ROWS, keep_place, mean_gradient, mean_over_devices, on_devices, specs
 from prorank_jax.runtime.training import Metrics, TrainState, descend
 from prorank_jax.warmup.grpo import (
     Mean,
@@ -87,9 +86,8 @@ class Losses(NamedTuple):
     replay: Callable[[Params, Params | None, Experience], tuple[Array, Means]]
 
 
-def make_losses(decoder: Decoder, prompt: Prompt, config: GrpoConfig) -> Losses:
+def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig) -> Losses:
     """The losses of a configuration. `base` is read only with adapters, or where `beta` is not 0."""
-    answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
     rewards = load_rewards(config.rewards, config.group_size, config.max_new_tokens)
     advantages, average = ADVANTAGES[config.advantage], AVERAGES[config.loss_average]
 
@@ -131,13 +129,14 @@ def make_losses(decoder: Decoder, prompt: Prompt, config: GrpoConfig) -> Losses:
         return means["loss"].total, means
 
     def log_probs(params: Params, batch: PairBatch[Array], tokens_PxGxT: Array) -> tuple[Array, Array]:
+        params = decoder.with_whole_tables(params)
         prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
         return completion_log_probs(decoder, params, prefix, tokens_PxGxT, config.temperature)
 
     def fresh(
         learnt: Params, base: Params | None, batch: PairBatch[Array], keys_P: Array
     ) -> tuple[Array, tuple[Means, Experience]]:
-        policy = network(config.lora, base, learnt)
+        policy = decoder.with_whole_tables(network(config.lora, base, learnt))
         prefix = prefill(decoder, policy, batch.tokens_PxL, batch.lengths_P)
         rollout = sample(
             decoder,
@@ -147,7 +146,7 @@ def make_losses(decoder: Decoder, prompt: Prompt, config: GrpoConfig) -> Losses:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_k=config.top_k,
-            end_id=prompt.end_id,
+            end_id=answers.end,
         )
         log_prob, entropy = completion_log_probs(decoder, policy, prefix, rollout.tokens_PxGxT, config.temperature)
         reference = None
@@ -170,7 +169,7 @@ def make_losses(decoder: Decoder, prompt: Prompt, config: GrpoConfig) -> Losses:
 
 def make_step(
     decoder: Decoder,
-    prompt: Prompt,
+    answers: AnswerTokens,
     config: GrpoConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -181,57 +180,52 @@ def make_step(
     Its `number` seeds the rollouts, prompt by prompt: the update depends neither on how many devices share the batch
     nor on how many parts it is computed in. Metrics are those of the rollouts, and means over the iterations.
     """
-    fresh, replay = (jax.grad(loss, has_aux=True) for loss in make_losses(decoder, prompt, config))
+    fresh, replay = (jax.grad(loss, has_aux=True) for loss in make_losses(decoder, answers, config))
 
     def update(state: TrainState, gradient: Params, means: Means) -> tuple[TrainState, Metrics]:
-        gradient, means = mean_over_replicas(mesh, (gradient, means))
         weight = jnp.maximum(means["loss"].weight, 1e-9)
         state, norm = descend(optimizer, state, jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient))
-        return state, {name: mean.value for name, mean in means.items()} | {"grad_norm": norm}
-
-    def first(
-        state: TrainState, base: Params | None, batch: PairBatch[Array], keys_P: Array
-    ) -> tuple[TrainState, Metrics, Experience]:
-        def part(rows: tuple[PairBatch[Array], Array]) -> tuple[tuple[Params, Means], Experience]:
-            gradient, (means, experience) = fresh(state.params, base, *rows)
-            return (gradient, means), experience
-
-        (gradient, means), experience = _in_parts(part, (batch, keys_P), config.accumulation)
-        return *update(state, gradient, means), experience
-
-    def again(state: TrainState, base: Params | None, experience: Experience) -> tuple[TrainState, Metrics]:
-        def part(rows: Experience) -> tuple[tuple[Params, Means], None]:
-            return replay(state.params, base, rows), None
-
-        (gradient, means), _ = _in_parts(part, experience, config.accumulation)
-        return update(state, gradient, means)
-
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data"), P("data")),
-        out_specs=(P(), P(), P("data")),
-        axis_names={"data"},
-        check_vma=False,
-    )
-    def replica_step(
-        state: TrainState, base: Params | None, batch: PairBatch[Array], keys_P: Array
-    ) -> tuple[TrainState, Metrics, Completions]:
-        state, metrics, experience = first(state, base, batch, keys_P)
-        if config.iterations > 1:
-            state, later = lax.scan(
-                lambda state, _: again(state, base, experience), state, length=config.iterations - 1
-            )
-            metrics |= {name: (metrics[name] + later[name].sum()) / config.iterations for name in later}
-        return state, metrics, Completions(experience.rollout, experience.rewards)
+        return keep_place(mesh, state), {name: mean.value for name, mean in means.items()} | {"grad_norm": norm}
 
     @partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, base: Params | None, batch: PairBatch[Array], number: Array
     ) -> tuple[TrainState, Metrics, Completions | None]:
+        places, base_places = specs(mesh, state.params), specs(mesh, base)
+
+        def over_devices(gradient: Params, means: Means) -> tuple[Params, Means]:
+            return mean_gradient(mesh, gradient, places), mean_over_devices(means)
+
+        def first(
+            learnt: Params, base: Params | None, batch: PairBatch[Array], keys_P: Array
+        ) -> tuple[Params, Means, Experience]:
+            def part(rows: tuple[PairBatch[Array], Array]) -> tuple[tuple[Params, Means], Experience]:
+                gradient, (means, experience) = fresh(learnt, base, *rows)
+                return (gradient, means), experience
+
+            (gradient, means), experience = _in_parts(part, (batch, keys_P), config.accumulation)
+            return *over_devices(gradient, means), experience
+
+        def again(learnt: Params, base: Params | None, experience: Experience) -> tuple[Params, Means]:
+            def part(rows: Experience) -> tuple[tuple[Params, Means], None]:
+                return replay(learnt, base, rows), None
+
+            (gradient, means), _ = _in_parts(part, experience, config.accumulation)
+            return over_devices(gradient, means)
+
         keys_P = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(batch.labels_P))
-        state, metrics, completions = replica_step(state, base, batch, keys_P)
-        return keep_place(mesh, state), metrics, completions
+        mapped = on_devices(mesh, first, (places, base_places, ROWS, ROWS), (places, P(), ROWS))
+        gradient, means, experience = mapped(state.params, base, batch, keys_P)
+        state, metrics = update(state, gradient, means)
+        if config.iterations > 1:
+            mapped = on_devices(mesh, again, (places, base_places, ROWS), (places, P()))
+            state, later = lax.scan(
+                lambda state, _: update(state, *mapped(state.params, base, experience)),
+                state,
+                length=config.iterations - 1,
+            )
+            metrics |= {name: (metrics[name] + later[name].sum()) / config.iterations for name in later}
+        return state, metrics, Completions(experience.rollout, experience.rewards)
 
     return step
 

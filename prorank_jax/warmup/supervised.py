@@ -4,6 +4,9 @@ Both answers are computed for each prompt, so the rates that GRPO estimates from
 probability of an answer in the right format, and of the right one.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -14,15 +17,16 @@ from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
 from prorank_jax.model.prefix import prefill
-from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.training import Metrics, TrainState, make_gradient_step
+from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import completion_log_probs
 from prorank_jax.warmup.step import Step
 
 
-def answer_log_probs(decoder: Decoder, params: Params, prompt: Prompt, batch: PairBatch[Array]) -> Array:
+def answer_log_probs(decoder: Decoder, params: Params, answers: AnswerTokens, batch: PairBatch[Array]) -> Array:
     """Log-probability of each answer with the end of the turn behind it, float32 [P, 2]: not relevant, relevant."""
-    answers_2xT = jnp.asarray([[answer, prompt.end_id] for answer in prompt.answer_ids], jnp.int32)
+    answers_2xT = jnp.asarray([[answer, answers.end] for answer in answers[:2]], jnp.int32)
+    params = decoder.with_whole_tables(params)
     prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
     tokens_Px2xT = jnp.broadcast_to(answers_2xT, (len(batch.labels_P), *answers_2xT.shape))
     log_probs, _ = completion_log_probs(decoder, params, prefix, tokens_Px2xT, temperature=1.0)
@@ -30,7 +34,11 @@ def answer_log_probs(decoder: Decoder, params: Params, prompt: Prompt, batch: Pa
 
 
 def make_step(
-    decoder: Decoder, prompt: Prompt, config: SupervisedConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    decoder: Decoder,
+    answers: AnswerTokens,
+    config: SupervisedConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> Step:
     """The compiled step, with the arguments of GRPO's; nothing is drawn, so there are no completions to show.
 
@@ -39,7 +47,7 @@ def make_step(
     """
 
     def loss(learnt: Params, base: Params | None, batch: PairBatch[Array]) -> tuple[Array, Metrics]:
-        log_probs_Px2 = answer_log_probs(decoder, network(config.lora, base, learnt), prompt, batch)
+        log_probs_Px2 = answer_log_probs(decoder, network(config.lora, base, learnt), answers, batch)
         right_P = jnp.take_along_axis(log_probs_Px2, batch.labels_P[:, None], axis=1)[:, 0]
         value = -right_P.mean() / 2
         rates = {"accuracy": jnp.exp(right_P).mean(), "format_rate": jnp.exp(log_probs_Px2).sum(axis=1).mean()}
@@ -47,6 +55,7 @@ def make_step(
 
     update = make_gradient_step(loss, optimizer, mesh)
 
+    @partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, base: Params | None, batch: PairBatch[Array], number: Array
     ) -> tuple[TrainState, Metrics, None]:
