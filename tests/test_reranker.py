@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from meshes import mesh_of
 from transformers import AutoModelForCausalLM
 
 import prorank_jax
@@ -133,15 +134,18 @@ def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
         reranker.predict(pairs)
     assert len(lengths) > 100
     # The lengths 96, 128, 192 and 256 of full batches, and the last batch of each call.
-    compiled: Any = _scorer(reranker.decoder, reranker.prompt.answer_ids)
+    compiled: Any = _scorer(reranker.decoder, reranker.prompt.answer_ids, reranker.mesh)
     assert compiled._cache_size() <= 8
 
 
 def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Reranker) -> None:
     ((rows, tokens, lengths),) = reranker._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
     assert sorted(rows) == [0, 1, 2]
-    # Not 8192 // 96 = 85 rows, as in a long list.
-    assert tokens.shape == (4, 96) and lengths.shape == (4,)
+    # Not 8 x 8192 // 96 = 680 rows, as in a long list: one for each of the eight devices.
+    assert tokens.shape == (8, 96) and lengths.shape == (8,)
+    single = dataclasses.replace(reranker, mesh=mesh_of(1, 1))
+    ((_, tokens, _),) = single._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
+    assert tokens.shape == (4, 96)
 
 
 def test_the_maximum_length_is_the_callers_or_the_folders_or_512(tiny_model: Path, exported: Path) -> None:

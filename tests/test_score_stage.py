@@ -168,11 +168,11 @@ def test_scores_of_the_stage_are_the_reranker_s(tmp_path):
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        ({"queries_per_step": 12}, "score.queries_per_step=12 does not divide over 8 replicas; the nearest is 16"),
+        ({"queries_per_step": 12}, "score.queries_per_step=12 does not divide over 8 devices; the nearest is 16"),
         (
             {"queries_per_step": 16, "accumulation": 4},
-            "score.accumulation=4 does not divide the 2 queries of each replica (score.queries_per_step=16); "
-            "use a divisor of 2",
+            "score.queries_per_step=16 does not divide over 8 devices x 4 parts of score.accumulation; "
+            "the nearest is 32",
         ),
     ],
 )

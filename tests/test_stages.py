@@ -123,7 +123,7 @@ def test_warmup_gives_the_same_parameters_on_every_mesh(data, fsdp):
     assert any(row["grad_norm"] > 0.01 for row in rows)
     meshed, meshed_rows = warmup_run(data, fsdp, 3)
     close(meshed, params)
-    # Means over tokens too: over all tokens, not over the means of each replica's.
+    # Means over tokens too: over all tokens, not over the means of each device's.
     for name in rows[0]:
         close([row[name] for row in meshed_rows], [row[name] for row in rows])
 
@@ -132,7 +132,7 @@ def test_warmup_gives_the_same_parameters_on_every_mesh(data, fsdp):
 def test_all_options_together_give_the_same_adapters_on_every_mesh(data, fsdp):
     adapters, rows = warmup_run(1, 1, 3, "all")
     assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)} == {"lora_a", "lora_b"}
-    # B begins at 0, and completions are masked: rows of different numbers of tokens on each replica and in each part.
+    # B begins at 0, and completions are masked: rows of different numbers of tokens on each device and in each part.
     assert np.abs(adapters["layers"]["mlp"]["up"]["lora_b"]).max() > 1e-3
     assert any(0 < row["completions/clipped_ratio"] < 1 for row in rows)
     meshed, meshed_rows = warmup_run(data, fsdp, 3, "all")

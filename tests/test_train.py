@@ -195,9 +195,9 @@ def test_without_score_learning(tiny_model: Path, tiny_collection: Path, tmp_pat
 @pytest.mark.parametrize(
     ("section", "changes", "told"),
     [
-        ("warmup", {"prompts_per_step": 4}, "warmup.prompts_per_step=4 does not divide over 8 replicas"),
+        ("warmup", {"prompts_per_step": 4}, "warmup.prompts_per_step=4 does not divide over 8 devices"),
         # Told before the warmup, not after it.
-        ("score", {"queries_per_step": 9}, "score.queries_per_step=9 does not divide over 8 replicas"),
+        ("score", {"queries_per_step": 9}, "score.queries_per_step=9 does not divide over 8 devices"),
         ("data", {"relevant_from": 3}, "no document of the corpus is judged 3 or higher; lower data.relevant_from"),
         ("data", {"relevant_from": 3, "found_only": True}, "set data.found_only=false"),
         ("data", {"split": "dev"}, "no split 'dev'; the splits are train"),

@@ -56,22 +56,22 @@ def check(
     [
         (
             {"prompts_per_step": 12},
-            "config: warmup.prompts_per_step=12 does not divide over 8 replicas; the nearest is 16",
+            "config: warmup.prompts_per_step=12 does not divide over 8 devices; the nearest is 16",
         ),
         (
             {"prompts_per_step": 12, "method": "supervised"},
-            "config: warmup.prompts_per_step=12 does not divide over 8 replicas; the nearest is 16",
+            "config: warmup.prompts_per_step=12 does not divide over 8 devices; the nearest is 16",
         ),
-        # Two divides the whole batch, and not what a replica has of it.
+        # Two divides the whole batch, and not what a device has of it.
         (
             {"prompts_per_step": 24, "accumulation": 2},
-            "config: warmup.accumulation=2 does not divide the 3 prompts of each replica "
-            "(warmup.prompts_per_step=24); use a divisor of 3",
+            "config: warmup.prompts_per_step=24 does not divide over 8 devices x 2 parts of warmup.accumulation; "
+            "the nearest is 32",
         ),
         (
             {"prompts_per_step": 32, "accumulation": 8},
-            "config: warmup.accumulation=8 does not divide the 4 prompts of each replica "
-            "(warmup.prompts_per_step=32); use a divisor of 4",
+            "config: warmup.prompts_per_step=32 does not divide over 8 devices x 8 parts of warmup.accumulation; "
+            "the nearest is 64",
         ),
         (
             {"max_length": 125, "max_positions": 128, "max_new_tokens": 4},
@@ -105,11 +105,11 @@ def test_what_just_fits_is_not_refused(given: dict[str, Any]) -> None:
     check(mesh_of(8, 1), **given)
 
 
-def test_the_parts_are_of_a_replicas_prompts() -> None:
-    # The same 24 prompts: each of two replicas has twelve of them, and fsdp splits none.
-    check(mesh_of(2, 4), prompts_per_step=24, accumulation=4)
-    with pytest.raises(InputError, match="accumulation=8 does not divide the 12 prompts of each replica"):
-        check(mesh_of(2, 4), prompts_per_step=24, accumulation=8)
+def test_the_parts_are_of_a_devices_prompts() -> None:
+    # Each of eight devices has three of the prompts, however they stand in the mesh.
+    check(mesh_of(2, 4), prompts_per_step=24, accumulation=3)
+    with pytest.raises(InputError, match="over 8 devices x 4 parts of warmup.accumulation; the nearest is 32"):
+        check(mesh_of(2, 4), prompts_per_step=24, accumulation=4)
 
 
 # Short runs.

@@ -47,9 +47,11 @@ def completion_rows(
 
 
 def _first(value: Array) -> np.ndarray:
-    """The rows of the first prompts; of an array that is split over processes, those that the first device holds."""
-    rows = value if value.is_fully_addressable else value.addressable_shards[0].data
-    return np.asarray(rows[:_PROMPTS])
+    """The rows of the first prompts; of an array that is split over processes, the first of this process's own."""
+    if value.is_fully_addressable:
+        return np.asarray(value[:_PROMPTS])
+    shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards[:_PROMPTS]])[:_PROMPTS]
 
 
 def describe(row: Row) -> str:
