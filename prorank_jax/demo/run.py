@@ -28,7 +28,6 @@ from prorank_jax.warmup.probe import answer_rates
 
 DEPTH = 30
 PROBED_PAIRS = 512
-WARMUP_STEPS = 100
 
 
 def demo_config(world: Path, seed: int) -> RunConfig:
@@ -40,7 +39,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
             "prompt": {"max_length": 108, "order": "document_first"},
             "data": {"path": str(world / "train"), "split": "train", "depth": DEPTH},
             "warmup": {
-                "steps": WARMUP_STEPS,
+                "steps": 100,
                 "prompts_per_step": 32,
                 "group_size": 8,
                 "max_new_tokens": 3,
@@ -82,7 +81,8 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     labels = np.array([example.label for example in probed], np.int32)
     rows: dict[str, dict[str, float]] = {}
     base = load_pretrained(config.model.base)
-    warmed_up = saved_parameters(workdir, config, SavedStep("warmup", WARMUP_STEPS), base.config)
+    assert config.warmup is not None
+    warmed_up = saved_parameters(workdir, config, SavedStep("warmup", config.warmup.steps), base.config)
     models = {"bm25": None, "base": base.params, "warmup": warmed_up, "score": trained.final}
     for name, params in models.items():
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
