@@ -31,7 +31,7 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.progress import progress
 from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
-from prorank_jax.runtime.mesh import make_mesh, shardings
+from prorank_jax.runtime.mesh import make_mesh, mesh_of, shardings
 from prorank_jax.scoring.scores import make_scorer
 
 DEFAULT_MAX_LENGTH = 512
@@ -53,19 +53,13 @@ class Hit:
     document: str
 
 
-def _one_device() -> Mesh:
-    return make_mesh(MeshConfig(), jax.local_devices()[:1])
-
-
 @dataclasses.dataclass(frozen=True)
 class Reranker:
-    """A decoder, its parameters and its prompt."""
+    """A decoder, its parameters and its prompt. The devices where the parameters lie share the work."""
 
     decoder: Decoder
     params: Params
     prompt: Prompt
-    mesh: Mesh = dataclasses.field(default_factory=_one_device)
-    """The devices that share the work, where the parameters lie."""
 
     @classmethod
     def from_pretrained(
@@ -108,7 +102,12 @@ class Reranker:
             trained = read_answer_ids(pretrained.folder) is not None
             longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
             prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
-        return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt, mesh)
+        return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that share the work."""
+        return mesh_of(self.params)
 
     @property
     def max_length(self) -> int:

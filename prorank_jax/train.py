@@ -55,9 +55,7 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
     dev = config.score.dev if config.score else None
-    development = (
-        Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt, mesh=mesh)) if dev else None
-    )
+    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
     mixture = open_mixture(config.data, workdir / "data", single=single, losses=losses)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from meshes import mesh_of
 from transformers import AutoModelForCausalLM
 
 import prorank_jax
@@ -143,7 +142,7 @@ def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Rerank
     assert sorted(rows) == [0, 1, 2]
     # Not 8 x 8192 // 96 = 680 rows, as in a long list: one for each of the eight devices.
     assert tokens.shape == (8, 96) and lengths.shape == (8,)
-    single = dataclasses.replace(reranker, mesh=mesh_of(1, 1))
+    single = dataclasses.replace(reranker, params=jax.device_put(reranker.params, jax.devices()[0]))
     ((_, tokens, _),) = single._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
     assert tokens.shape == (4, 96)
 

@@ -54,6 +54,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def mesh_of(params: Any) -> Mesh:
+    """The mesh that parameters lie on; that of the first device where they lie on none."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.axis_names == AXES:
+        return sharding.mesh
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
 def specs(mesh: Mesh, tree: Any) -> Any:
     """The PartitionSpec of every array of a tree of parameters, or of any state built on one (optimizer moments).
 
