@@ -6,12 +6,16 @@ Imports stand inside the verbs, so that `prorank --help` answers at once.
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prorank_jax.errors import InputError
+from prorank_jax.errors import PREEMPTED, InputError, Preempted
+
+if TYPE_CHECKING:
+    from prorank_jax.config import RunConfig
 
 app = typer.Typer(
     name="prorank",
@@ -63,13 +67,42 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     workdir: Annotated[Path, typer.Option(help="Run folder; a run in it goes on.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: warmup.steps=50 ...")] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, in a run of several [Cloud TPU knows by itself].")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes the run has.")] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    join_timeout: Annotated[int, typer.Option(min=1, help="Seconds to wait for the other processes.")] = 300,
 ) -> None:
     """Prompt warmup, then score learning, then a model folder in WORKDIR/export."""
     from prorank_jax.config_file import load_config
+    from prorank_jax.runtime.distributed import join, on_cloud_tpu, read_group, supervised
+
+    group = read_group(coordinator, processes, process)
+    run = load_config(config, overrides or ())
+    if group is None and not on_cloud_tpu():
+        _train(run, workdir)
+        return
+
+    def joined() -> None:
+        join(group, join_timeout)
+        _train(run, workdir)
+
+    raise typer.Exit(supervised(lambda: _status(joined)))
+
+
+def _train(config: "RunConfig", workdir: Path) -> None:
+    import jax
+
+    from prorank_jax.runtime.preemption import Preemption
     from prorank_jax.tables import markdown_table
     from prorank_jax.train import train as train_run
 
-    trained = train_run(load_config(config, overrides or ()), workdir)
+    preemption = Preemption()
+    with preemption.watch():
+        trained = train_run(config, workdir, preemption)
+    if jax.process_index() > 0:
+        return
     if trained.development:
         rows = {row: {"ndcg@10": value} for row, value in trained.development.items()}
         print(markdown_table(rows, "held-out queries"))
@@ -324,17 +357,23 @@ def doctor() -> None:
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit status 2."""
     logging.basicConfig(format="prorank: %(message)s", level=logging.WARNING)
+    sys.exit(_status(lambda: app(prog_name="prorank", standalone_mode=False)))
+
+
+def _status(work: Callable[[], int | None]) -> int:
+    """The exit status of what is called; a line on standard error says why it is not 0."""
     try:
-        status = app(prog_name="prorank", standalone_mode=False)
+        return work() or 0
     except InputError as error:
-        status = _refuse(str(error))
+        return _tell(str(error), 2)
+    except Preempted as error:
+        return _tell(str(error), PREEMPTED)
     except typer.TyperException as error:
-        status = _refuse(f"{error.format_message().rstrip('.')}; see prorank --help")
+        return _tell(f"{error.format_message().rstrip('.')}; see prorank --help", 2)
     except (typer.Abort, KeyboardInterrupt):
-        status = 130
-    sys.exit(status)
+        return 130
 
 
-def _refuse(message: str) -> int:
+def _tell(message: str, status: int) -> int:
     print(f"prorank: {message}", file=sys.stderr)
-    return 2
+    return status

@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our bug"."""
+"""The exceptions that end a command in one line."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,11 @@ class InputError(ValueError):
     `config: warmup.group_size=1: a group of one has no advantage; use 2 or more`.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class Preempted(Exception):
+    """A run that ended early because its machine is taken away; says what is saved."""
+
+
+PREEMPTED = 75
+"""Exit status of a run that was preempted, to be started again (EX_TEMPFAIL of sysexits.h)."""

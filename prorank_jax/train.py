@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
+from prorank_jax import __version__
 from prorank_jax.card import run_record
 from prorank_jax.config import RunConfig
+from prorank_jax.config_file import dump_config
 from prorank_jax.data.mixture import open_mixture
 from prorank_jax.data.stream import groups, pairs
 from prorank_jax.export import check_out, export_model
@@ -19,7 +22,9 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import SavedStep, check_run_folder, open_run_folder
-from prorank_jax.runtime.mesh import make_mesh, shardings
+from prorank_jax.runtime.distributed import check_agreement
+from prorank_jax.runtime.mesh import make_mesh, on_process_0, shardings, wait_for_all
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.scoring.development import Development
 from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.warmup.stage import check_warmup, train_warmup
@@ -37,13 +42,20 @@ class Trained:
     """nDCG@10 of the held-out queries of `score.dev`: "first stage", "before" and "after"; empty without any."""
 
 
-def train(config: RunConfig, workdir: Path) -> Trained:
+def train(config: RunConfig, workdir: Path, preemption: Preemption | None = None) -> Trained:
     """Runs the stages that the configuration names, and exports the result to `workdir/export`.
+
+    In a run of several processes each of them makes this call, on one `workdir` that all of them see.
+
+    Args:
+      preemption: what says when to end early; default: nothing does.
 
     Raises:
       InputError: before any training, for bad input: model, tokenizer, prompt, collection, mesh, or a `workdir` made
         with another configuration.
     """
+    check_agreement({"prorank_jax": __version__, "config": dump_config(config)})
+    preemption = preemption or Preemption()
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(config.model.base, place=partial(shardings, mesh))
     prompt = load_prompt(pretrained, config.prompt, config.model.base)
@@ -65,14 +77,19 @@ def train(config: RunConfig, workdir: Path) -> Trained:
     # Both streams draw once here, so that a warmup does not run before the other is refused.
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
-    open_run_folder(config, workdir)
+    if jax.process_index() == 0:
+        open_run_folder(config, workdir)
 
     params, learnt, saved = pretrained.params, None, SavedStep("warmup", config.warmup.steps if config.warmup else 0)
     if pair_stream is not None:
-        params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup")
+        params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
     if group_stream is not None:
-        learnt = train_score(config, decoder, params, prompt, group_stream, development, mesh, workdir / "score")
+        learnt = train_score(
+            config, decoder, params, prompt, group_stream, development, mesh, workdir / "score", preemption
+        )
         params, saved = learnt.params, SavedStep("score", learnt.step)
-    export_model(workdir / "export", pretrained, params, prompt, run_record(config, *saved))
+    if (whole := on_process_0(params)) is not None:
+        export_model(workdir / "export", pretrained, whole, prompt, run_record(config, *saved))
+    wait_for_all("export")
     table = learnt.development if learnt else {}
     return Trained(decoder, prompt, params, workdir / "export", table)

@@ -20,6 +20,7 @@ from prorank_jax.model.decoder import Decoder
 from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.metrics import read_metrics
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.scoring.batches import encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
 from prorank_jax.scoring.layout import Layout
@@ -79,7 +80,15 @@ def train(folder: Path, held: Held | None, **score: Any) -> Scored:
     development: Any = held
     config = run_config(**score)
     return train_score(
-        config, DECODER, random_params(DECODER, 0, 0.2), PROMPT, groups, development, mesh_of(1, 1), folder
+        config,
+        DECODER,
+        random_params(DECODER, 0, 0.2),
+        PROMPT,
+        groups,
+        development,
+        mesh_of(1, 1),
+        folder,
+        Preemption(),
     )
 
 

@@ -26,6 +26,7 @@ from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.metrics import read_metrics
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.train import train
 from prorank_jax.warmup import progress
 from prorank_jax.warmup.progress import describe
@@ -160,7 +161,7 @@ def settings(parts: Parts, **warmup: Any) -> RunConfig:
 def run_stage(parts: Parts, folder: Path, **warmup: Any) -> Params:
     """The stage alone, on one device."""
     _, decoder, params, prompt, pairs = parts
-    return train_warmup(settings(parts, **warmup), decoder, params, prompt, pairs, mesh_of(1, 1), folder)
+    return train_warmup(settings(parts, **warmup), decoder, params, prompt, pairs, mesh_of(1, 1), folder, Preemption())
 
 
 def saved(parts: Parts, folder: Path, step: int) -> Params:

@@ -158,9 +158,26 @@ def _start(index: tuple[slice, ...] | None) -> int:
     return (index[0].start or 0) if index else 0
 
 
-def to_host(array: jax.Array) -> np.ndarray:
-    """An array that is split over devices, and maybe hosts, as one of numpy; each process makes this call."""
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
+def on_process_0(tree: Any) -> Any:
+    """A tree of arrays whole on process 0, None elsewhere; each process makes this call.
+
+    Where there are several processes, leaf by leaf comes to the host.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def gathered(leaf: jax.Array) -> np.ndarray | None:
+        whole = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(whole) if jax.process_index() == 0 else None
+
+    whole = jax.tree.map(gathered, tree)
+    return whole if jax.process_index() == 0 else None
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once each process has made this call."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def largest(number: int) -> int:

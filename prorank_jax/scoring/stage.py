@@ -23,6 +23,7 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import abstract, check_rows, largest, own_rows, split_rows
 from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.training import TrainState, Watch, open_state
 from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
@@ -64,6 +65,7 @@ def train_score(
     development: Development | None,
     mesh: Mesh,
     folder: Path,
+    preemption: Preemption,
 ) -> Scored:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
 
@@ -76,6 +78,7 @@ def train_score(
 
     Raises:
       InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
+      Preempted: the run was asked to end, and did so behind a checkpoint.
     """
     config = run.score
     assert config is not None
@@ -112,7 +115,9 @@ def train_score(
     sample = [_encoded(groups, prompt, number, config.queries_per_step) for number in range(1, _SAMPLE + 1)]
     layouts = choose_layouts([unit for drawn in sample for unit in split(drawn.prompts, units)], documents, longest)
     watch = Watch("score", checkpoints)
-    with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer:
+    # All steps of a run are one count, so that what was asked for in one stage is heard in the next.
+    earlier = run.warmup.steps if run.warmup else 0
+    with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer, preemption.training():
         if development is not None and not read_metrics(folder / FILE_NAME):
             writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
@@ -130,9 +135,12 @@ def train_score(
                 found = {METRIC: measure(state.params)} if measured else {}
                 writer.write(number, metrics | found | rate)
                 tokens, since = 0, time.monotonic()
-            if last or measured or number % config.checkpoint_every == 0:
+            ends = preemption.reached(earlier + number)
+            if ends or last or measured or number % config.checkpoint_every == 0:
                 watch.catch_up()
                 checkpoints.save(number, state, found[METRIC] if measured else None)
+            if ends:
+                preemption.end("score", number)
             if measured and _ended(config, number, checkpoints):
                 break
     return result(state)

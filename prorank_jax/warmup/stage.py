@@ -22,6 +22,7 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import check_rows, own_rows, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter, RowFile
 from prorank_jax.runtime.optimizer import make_optimizer
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.training import Watch, open_state
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
@@ -52,7 +53,14 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder:
 
 
 def train_warmup(
-    run: RunConfig, decoder: Decoder, params: Params, prompt: Prompt, pairs: Pairs, mesh: Mesh, folder: Path
+    run: RunConfig,
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    pairs: Pairs,
+    mesh: Mesh,
+    folder: Path,
+    preemption: Preemption,
 ) -> Params:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
 
@@ -60,6 +68,7 @@ def train_warmup(
 
     Raises:
       InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
+      Preempted: the run was asked to end, and did so behind a checkpoint.
     """
     config = run.warmup
     assert config is not None
@@ -88,6 +97,7 @@ def train_warmup(
     with (
         MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer,
         RowFile(folder / COMPLETIONS, done) as shown,
+        preemption.training(),
     ):
         tokens, since = 0, time.monotonic()
         made = batches(make, done + 1, config.steps + 1, run.data.workers)
@@ -106,7 +116,10 @@ def train_warmup(
                 if grpo and (explanation := flat.add(jax.device_get(metrics))):
                     writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
-            if number % config.checkpoint_every == 0 or number == config.steps:
+            ends = preemption.reached(number)
+            if ends or number % config.checkpoint_every == 0 or number == config.steps:
                 watch.catch_up()
                 checkpoints.save(number, state)
+            if ends:
+                preemption.end("warmup", number)
     return merged(config.lora, params, state.params)
