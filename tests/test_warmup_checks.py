@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
@@ -161,6 +162,7 @@ def settings(parts: Parts, **warmup: Any) -> RunConfig:
 def run_stage(parts: Parts, folder: Path, **warmup: Any) -> Params:
     """The stage alone, on one device."""
     _, decoder, params, prompt, pairs = parts
+    params = jax.tree.map(jnp.copy, params)  # the stage uses them up
     return train_warmup(settings(parts, **warmup), decoder, params, prompt, pairs, mesh_of(1, 1), folder, Preemption())
 
 
