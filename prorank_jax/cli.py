@@ -110,6 +110,27 @@ def _train(config: "RunConfig", workdir: Path) -> None:
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    topology: Annotated[str, typer.Option(help="The slice, as v5e:2x4 (v4, v5e, v5p, v6e).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: mesh.fsdp=4 ...")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Try meshes and batch sizes; a table.")] = False,
+) -> None:
+    """Whether a run fits a TPU slice: its steps compiled for the real chip, without one."""
+    from prorank_jax import plan as planner
+    from prorank_jax.config_file import load_config
+
+    run = load_config(config, overrides or ())
+    if sweep:
+        print(planner.describe_sweep(planner.sweep(run, topology, planner.to_stderr)))
+        return
+    planned = planner.plan(run, topology, planner.to_stderr)
+    print(planner.describe(planned))
+    if planned.remedies:
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder, RUN/score, or RUN/score/checkpoints/STEP.")],
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],

@@ -39,7 +39,7 @@ Batch = tuple[list[int], np.ndarray, np.ndarray]
 """Positions of pairs, with their tokens and lengths."""
 _CHUNK = 4096
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
-_TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH = 8192
 _SHORTEST = 32
 """Shorter prompts are computed with this many tokens, so that fewer shapes are compiled."""
 
@@ -208,7 +208,7 @@ class Reranker:
         start = 0
         while start < len(order):
             length = padded_length(max(len(prompts[order[start]]), _SHORTEST), self.max_length)
-            size = batch_size or max(_TOKENS_PER_BATCH // length, 1) * devices
+            size = batch_size or max(TOKENS_PER_BATCH // length, 1) * devices
             rows = order[start : start + size]
             start += len(rows)
             wanted = min(size, 1 << (len(rows) - 1).bit_length())

@@ -259,13 +259,14 @@ def test_all_options_of_score_learning_together_give_the_same_adapters_on_every_
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6) and rows[2]["kl"] > 1e-5
 
 
-def test_parts_give_the_gradient_of_the_whole():
+@pytest.mark.parametrize("layout", [LAYOUT, Layout(prefix=0, widths=(9,))])
+def test_parts_give_the_gradient_of_the_whole(layout):
     whole, rows = score_run(1, 1, 3)
     parts = SCORE.model_copy(update={"accumulation": 4})
     step = scoring.make_step(DECODER, ANSWERS[:2], parts, SCORE_OPTIMIZER, mesh_of(1, 1))
     state, _ = start(SCORE_OPTIMIZER, mesh_of(1, 1))
     for number in range(3):
-        state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number, units=4)))
+        state, metrics = step(state, None, jax.tree.map(jnp.asarray, groups_at(number, 4, layout)))
         close(metrics["loss"], rows[number]["loss"])
         close(metrics["grad_norm"], rows[number]["grad_norm"])
     close(jax.device_get(state.params), whole)

@@ -5,7 +5,7 @@ model the host holds one stacked parameter and one tensor.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ class Pretrained(ModelFolder):
     params: Params
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
     """The local folder of a folder, a built-in model, or a hub id (downloaded, or found in the local cache).
+
+    Args:
+      files: patterns of what a hub id is asked for.
 
     Raises:
       InputError: there is no such folder and the hub cannot give it.
@@ -60,7 +63,7 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED)))
+        return Path(snapshot_download(str(source), allow_patterns=list(files)))
     except Exception as error:  # errors of the HTTP library, which is the hub's own choice, have no common base
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -84,13 +87,13 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_folder(source: str | Path) -> ModelFolder:
-    """A folder (or hub id, or `builtin:tiny`) without its weights.
+def read_folder(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> ModelFolder:
+    """A folder (or hub id, or `builtin:tiny`) without its weights; `files` as in `resolve`.
 
     Raises:
       InputError: there is none, or its family is not supported.
     """
-    folder = resolve(source)
+    folder = resolve(source, files)
     hf_config = read_hf_config(folder)
     return ModelFolder(folder, hf_config, decoder_config(hf_config, str(folder / "config.json")))
 

@@ -80,7 +80,7 @@ def make_gradient_step(
     def mean_over_parts(learnt: Any, base: Any, batch: Any) -> tuple[Any, Metrics]:
         if parts == 1:
             return gradient_of(learnt, base, batch)
-        split = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
+        split = jax.tree.map(lambda rows: rows.reshape(parts, len(rows) // parts, *rows.shape[1:]), batch)
         first = jax.tree.map(lambda rows: rows[0], split)
         start = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, learnt, base, first))
 
