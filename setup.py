@@ -46,6 +46,8 @@ CORE = [
 REFERENCE = ["sentence-transformers>=6.2.0", "torch==2.13.0", "trl>=1.16.0,<1.17"]
 TEST = [
     *REFERENCE,
+    # Compiles for TPUs where there is none.
+    "jax[tpu]>=0.10,<0.12",
     "mypy>=2.4.1",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",

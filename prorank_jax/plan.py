@@ -78,6 +78,13 @@ def plan(config: RunConfig, topology: str, tell: Callable[[str], None]) -> Plan:
     return Plan(opened, dict(mesh.shape), stages, remedies)
 
 
+def compile_stage(config: RunConfig, topology: str, stage: str, tell: Callable[[str], None]) -> StagePlan:
+    """The plan of one stage, `warmup`, `score` or `rerank`, alone; raises as `plan`."""
+    opened = open_topology(topology)
+    mesh = make_mesh(config.mesh, opened.devices)
+    return _compiled(_job(config, _model(config), mesh, stage), mesh, opened, tell)
+
+
 class Candidate(NamedTuple):
     """One of the meshes and batch sizes that a sweep tries."""
 
@@ -98,7 +105,7 @@ def sweep(config: RunConfig, topology: str, tell: Callable[[str], None]) -> Iter
                 try:
                     changed = _changed(config, changes)
                     mesh = make_mesh(changed.mesh, opened.devices)
-                    job = next(job for job in jobs(changed, model, mesh) if job.name == stage)
+                    job = _job(changed, model, mesh, stage)
                 except InputError as error:
                     tell(str(error))
                     continue
@@ -190,6 +197,10 @@ def _compiled(job: Job, mesh: jax.sharding.Mesh, topology: Topology, tell: Calla
     )
 
 
+def _job(config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, stage: str) -> Job:
+    return next(job for job in jobs(config, model, mesh) if job.name == stage)
+
+
 def _by_kind(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, of a training state the parameters and what the optimizer keeps apart."""
     kinds = dict(arguments)
@@ -208,7 +219,7 @@ def _remedy(
         try:
             changed = _changed(config, changes)
             mesh = make_mesh(changed.mesh, topology.devices)
-            job = next(job for job in jobs(changed, model, mesh) if job.name == stage)
+            job = _job(changed, model, mesh, stage)
         except InputError:
             continue
         tell(f"{stage}: trying {told}")

@@ -208,9 +208,7 @@ def test_two_processes_hold_disjoint_rows_of_one_batch(
     command = [sys.executable, "-c", PROCESS, f"127.0.0.1:{free_port}"]
     # Each answers in a file of its own: the library that connects the processes prints when it likes.
     answers = [tmp_path / f"{number}.json" for number in range(2)]
-    running = [
-        subprocess.Popen([*command, str(number), devices, str(answer)]) for number, answer in enumerate(answers)
-    ]
+    running = [subprocess.Popen([*command, str(number), devices, str(answer)]) for number, answer in enumerate(answers)]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     for answer, own in zip(answers, expected, strict=True):
         # The sum of the squares of 0, 0.5, 1, ... 7.5, whoever holds them: two entries for each row.

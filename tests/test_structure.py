@@ -33,6 +33,7 @@ LAYERS = [
         "teacher",
         "report",
         "plan",
+        "planning.",
         "doctor",
         "warmup.stage",
         "scoring.stage",

@@ -80,9 +80,14 @@ def bytes_of(amount: float) -> str:
 
 
 def exceeded(message: str) -> tuple[float, float] | None:
-    """GiB used and there, of what XLA says where a program does not fit; None where it says something else."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)
+    """GiB used and there, of what XLA says where a program does not fit; None where it says something else.
+
+    It has two ways to say so; one counts temporary memory only.
+    """
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(rf"Used {size} of {size}|\({size}\) exceeds available HBM \({size}\)", message)
     if found is None:
         return None
+    used, used_unit, there, there_unit = [part for part in found.groups() if part]
     scale = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
-    return float(found[1]) * scale[found[2]], float(found[3]) * scale[found[4]]
+    return float(used) * scale[used_unit], float(there) * scale[there_unit]
