@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Usage: run.sh [--dry-run] RUN -- COMMAND [ARGUMENT ...]
+#
+# Starts a command on all workers of the TPU, each in a tmux session called RUN, and returns. What it
+# prints is added to ~/runs/RUN/log on each worker, and its exit status stands in ~/runs/RUN/status
+# once it has ended. Where RUN is still going nothing is started (status 4). Example:
+#
+#   run.sh nq -- prorank train configs/qwen2.5-0.5b.yaml --workdir gs://bucket/nq seed=1
+# shellcheck source=tpu_scripts/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+case ${1:-} in
+  -h | --help) usage ;;
+  --dry-run) DRY_RUN=1 && shift ;;
+esac
+[[ $# -ge 3 && $2 == -- ]] || refuse "give a name and a command, as: run.sh RUN -- COMMAND ARGUMENT ..."
+run=$1
+shift 2
+[[ $run =~ ^[A-Za-z0-9_-]+$ ]] || refuse "RUN=$run: letters, digits, _ and - only"
+
+# Quoted once for the shell in the session, and once more for the one that starts it.
+command=$(printf '%q ' "$@")
+inside="cd ~/prorank_jax; export PATH=\"\$PWD/.venv/bin:\$PATH\"
+$command >>~/runs/$run/log 2>&1
+echo \$? >~/runs/$run/status"
+if ! ((DRY_RUN)) && [[ $(on all "tmux has-session -t =$run 2>/dev/null && echo going || true") == *going* ]]; then
+  echo "run.sh: $run is still going; see logs.sh $run" >&2
+  exit 4
+fi
+on all "mkdir -p ~/runs/$run; rm -f ~/runs/$run/status; tmux new-session -d -s $run $(printf '%q' "$inside")"
