@@ -29,6 +29,7 @@ from prorank_jax.data.loader import pad_prompts, padded_length
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
+from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.progress import progress
 from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
 from prorank_jax.runtime.mesh import make_mesh, mesh_of, shardings
@@ -102,7 +103,8 @@ class Reranker:
             trained = read_answer_ids(pretrained.folder) is not None
             longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
             prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
-        return cls(Decoder(pretrained.config, jnp.dtype(dtype)), pretrained.params, prompt)
+        decoder = Decoder(pretrained.config, jnp.dtype(dtype), kernel=kernel_for(mesh))
+        return cls(decoder, pretrained.params, prompt)
 
     @property
     def mesh(self) -> Mesh:

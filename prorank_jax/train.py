@@ -19,6 +19,7 @@ from prorank_jax.data.stream import groups, pairs
 from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
+from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.prompt import Prompt, load_prompt
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import SavedStep, check_run_folder, open_run_folder
@@ -59,7 +60,7 @@ def train(config: RunConfig, workdir: Path, preemption: Preemption | None = None
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(config.model.base, place=partial(shardings, mesh))
     prompt = load_prompt(pretrained, config.prompt, config.model.base)
-    decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat)
+    decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat, kernel_for(mesh))
     if config.warmup is not None:
         check_warmup(config.warmup, prompt, decoder, mesh)
     if config.score is not None:

@@ -13,6 +13,20 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class Causal(NamedTuple):
+    """A mask that takes no room of L x S: the tokens of a row see those before them, and all that lies before the row.
+
+    Attributes:
+      valid_BxS: bool, False on padding. The last L of the S keys are the row's own tokens.
+    """
+
+    valid_BxS: Array
+
+
+Mask = Array | Causal
+"""Bool [B, L, S], True where a query may look, or what says so in less room."""
+
+
 class Rope(NamedTuple):
     """Rotary position embedding (arXiv 2104.09864): its base, and how long contexts are scaled."""
 
@@ -55,16 +69,18 @@ def attend(
     query_BxLxNxH: Array,
     keys: Sequence[Array],
     values: Sequence[Array],
-    mask_BxLxS: Array,
+    mask: Mask,
     scale: float,
     cap: float | None = None,
 ) -> Array:
     """Scaled dot-product attention with grouped heads, softmax in float32.
 
+    It makes all N x L x S products at once; `long_attention.py` does not.
+
     Args:
       query_BxLxNxH: N query heads; each group of N/K of them shares one key-value head.
       keys, values: segments [B, S_i, K, H].
-      mask_BxLxS: bool; True where a query may look. S is the sum of all S_i, in order.
+      mask: where a query may look. S is the sum of all S_i, in order.
       scale: what the dot products are multiplied by, usually H**-0.5.
       cap: bounds the scaled products to (-cap, cap) (see `soft_cap`).
 
@@ -86,7 +102,7 @@ def attend(
         [jnp.einsum("rqh,rsh->rqs", query_RxQxH, to_rows(key), preferred_element_type=jnp.float32) for key in keys],
         axis=-1,
     ).reshape(B, N, L, -1)
-    logits = jnp.where(mask_BxLxS[:, None], soft_cap(logits, cap), jnp.finfo(jnp.float32).min)
+    logits = jnp.where(dense(mask, L)[:, None], soft_cap(logits, cap), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(values[0].dtype).reshape(B * K, -1, logits.shape[-1])
     out, start = jnp.zeros_like(query_RxQxH), 0
     for value in values:
@@ -110,12 +126,29 @@ def within_window(positions_BxL: Array, key_positions_BxS: Array, window: int) -
     return positions_BxL[:, :, None] - key_positions_BxS[:, None, :] < window
 
 
+def causal(lengths_B: Array, length: int, before_BxP: Array | None = None) -> Causal:
+    """The mask of right-padded rows of `length` tokens, behind keys of which they see those marked in `before_BxP`."""
+    own = jnp.arange(length)[None] < lengths_B[:, None]
+    return Causal(own if before_BxP is None else jnp.concatenate([before_BxP, own], axis=1))
+
+
+def dense(mask: Mask, length: int) -> Array:
+    """The mask as bool [B, L, S].
+
+    For two tokens behind the keys `[1, 0]`, all valid: `dense(Causal([[1, 0, 1, 1]]), 2)` is
+    `[[[1, 0, 1, 0], [1, 0, 1, 1]]]`.
+    """
+    if not isinstance(mask, Causal):
+        return mask
+    keys = mask.valid_BxS.shape[1]
+    ahead = jnp.arange(keys)[None] - (keys - length) > jnp.arange(length)[:, None]
+    return mask.valid_BxS[:, None] & ~ahead[None]
+
+
 def causal_mask(lengths_B: Array, length: int) -> Array:
     """Mask [B, L, L] of right-padded rows: a token sees itself and what comes before it.
 
     `causal_mask([2], 3)` is `[[[1, 0, 0], [1, 1, 0], [1, 1, 0]]]`: the third token is padding, which sees
     the row's tokens (its result is never used) and is seen by none.
     """
-    index = jnp.arange(length)
-    causal = index[None, :] <= index[:, None]
-    return causal[None] & (index[None, None, :] < lengths_B[:, None, None])
+    return dense(causal(lengths_B, length), length)

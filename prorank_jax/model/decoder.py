@@ -23,7 +23,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from prorank_jax.model.attention import Rope, attend, rotary_angles, rotate, soft_cap, within_window
+from prorank_jax.model.attention import (
+    Causal,
+    Mask,
+    Rope,
+    attend,
+    dense,
+    rotary_angles,
+    rotate,
+    soft_cap,
+    within_window,
+)
+from prorank_jax.model.long_attention import Kernel, attend_long, suits
 from prorank_jax.model.parts import parameter, whole
 
 Params = dict[str, Any]
@@ -93,23 +104,22 @@ class Block(NamedTuple):
     Attributes:
       tokens_BxL: token ids.
       positions_BxL: the position of each token in its own sequence.
-      mask_BxLxS: bool, True where a token may look; S counts what lies before the row, then its own L tokens.
+      mask: where a token may look; S counts what lies before the row, then its own L tokens.
         Sliding layers see of it what lies within their window, by position.
       behind_B: the row of the first block that each row goes on from, where it does.
     """
 
     tokens_BxL: Array
     positions_BxL: Array
-    mask_BxLxS: Array
+    mask: Mask
     behind_B: Array | None = None
 
 
 class View(NamedTuple):
-    """What a layer knows of a block's positions: angles [B, L, H/2] of its tokens, and the mask [B, L, S] of whom they
-    see."""
+    """What a layer knows of a block's positions: angles [B, L, H/2] of its tokens, and the mask of whom they see."""
 
     angles: tuple[Array, Array]
-    mask_BxLxS: Array
+    mask: Mask
 
 
 LayerCache = tuple[tuple[Array, Array], ...]
@@ -165,6 +175,7 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
+    kernel: Kernel
 
     @nn.compact
     def __call__(
@@ -188,7 +199,11 @@ class Attention(nn.Module):
             before = cache if block.behind_B is None else (*cache, tuple(heads[block.behind_B] for heads in own[0]))
             keys, values = zip(*before, own[-1], strict=True)
             query_BxLxNxH = rotate(query_BxLxNxH, view.angles)
-            mixed.append(attend(query_BxLxNxH, keys, values, view.mask_BxLxS, c.query_scale, c.attention_cap))
+            if isinstance(view.mask, Causal) and suits(self.kernel, view.mask, query_BxLxNxH.shape[1]):
+                mix = attend_long(query_BxLxNxH, keys, values, view.mask, c.query_scale, c.attention_cap)
+            else:
+                mix = attend(query_BxLxNxH, keys, values, view.mask, c.query_scale, c.attention_cap)
+            mixed.append(mix)
         return Linear((c.width,), self.dtype, axes=2, name="output")(join_blocks(mixed)), own
 
 
@@ -198,16 +213,17 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_MxD: Array) -> Array:
-        def dense(name: str, width: int) -> Linear:
+        def linear(name: str, width: int) -> Linear:
             return Linear((width,), self.dtype, name=name)
 
-        gate = ACTIVATIONS[self.config.activation](dense("gate", self.config.mlp_width)(x_MxD))
-        return dense("down", self.config.width)(gate * dense("up", self.config.mlp_width)(x_MxD))
+        gate = ACTIVATIONS[self.config.activation](linear("gate", self.config.mlp_width)(x_MxD))
+        return linear("down", self.config.width)(gate * linear("up", self.config.mlp_width)(x_MxD))
 
 
 class Layer(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
+    kernel: Kernel
 
     @nn.compact
     def __call__(
@@ -227,7 +243,7 @@ class Layer(nn.Module):
         views = full
         if near is not None:
             views = jax.tree.map(lambda full, near: jnp.where(sliding, near, full), full, near)
-        attention = Attention(self.config, self.dtype, name="attention")
+        attention = Attention(self.config, self.dtype, self.kernel, name="attention")
         mixed, own = attention(norm("attention_norm")(x_MxD), cache, blocks, views)
         if self.config.post_norms:
             mixed = norm("attention_post_norm")(mixed)
@@ -250,6 +266,7 @@ class DecoderModule(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
     remat: Remat
+    kernel: Kernel
 
     @nn.compact
     def __call__(
@@ -271,12 +288,12 @@ class DecoderModule(nn.Module):
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
         )
-        x_MxD, own = stack(c, self.dtype, name="layers")(
+        x_MxD, own = stack(c, self.dtype, self.kernel, name="layers")(
             x_MxD,
             tuple((segment.keys, segment.values) for segment in cache),
             jnp.asarray(c.sliding or (False,) * c.layers),
             blocks,
-            tuple(View(self._angles(block, c.rope), block.mask_BxLxS) for block in blocks),
+            tuple(View(self._angles(block, c.rope), self._full(block)) for block in blocks),
             near,
         )
         hidden = split_blocks(RmsNorm(c, self.dtype, name="final_norm")(x_MxD), blocks)
@@ -287,13 +304,19 @@ class DecoderModule(nn.Module):
     def _angles(self, block: Block, rope: Rope) -> tuple[Array, Array]:
         return rotary_angles(block.positions_BxL, self.config.head_size, rope)
 
+    def _full(self, block: Block) -> Mask:
+        """What full layers see of a block; beside sliding ones in the same shape as those."""
+        return dense(block.mask, block.tokens_BxL.shape[1]) if any(self.config.sliding) else block.mask
+
     def _near(self, block: Block, first: Block, cache: tuple[KeyValues, ...]) -> View:
         """What sliding layers see of a block."""
         before = [segment.positions_BxL for segment in cache]
         if block.behind_B is not None:
             before.append(first.positions_BxL[block.behind_B])
         seen_BxS = jnp.concatenate([*before, block.positions_BxL], axis=1)
-        mask = block.mask_BxLxS & within_window(block.positions_BxL, seen_BxS, self.config.window)
+        mask = dense(block.mask, block.tokens_BxL.shape[1]) & within_window(
+            block.positions_BxL, seen_BxS, self.config.window
+        )
         return View(self._angles(block, self.config.sliding_rope), mask)
 
 
@@ -315,16 +338,18 @@ def split_blocks(joined: Array, blocks: Sequence[Block]) -> list[Array]:
 class Decoder:
     """A decoder's pure functions. Parameters are a nested dict of arrays, layers stacked.
 
-    `dtype` is the compute dtype; `remat` says what the forward pass keeps for the backward pass.
+    `dtype` is the compute dtype; `remat` says what the forward pass keeps for the backward pass; `kernel` is how rows
+    that see many keys are computed where no layer slides (`long_attention.kernel_for`).
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.dtype("float32")
     remat: Remat = "dots"
+    kernel: Kernel = "plain"
 
     @property
     def _module(self) -> DecoderModule:
-        return DecoderModule(self.config, self.dtype, self.remat)
+        return DecoderModule(self.config, self.dtype, self.remat, self.kernel)
 
     def init(self, rng: Array) -> Params:
         """Random parameters."""
@@ -336,17 +361,17 @@ class Decoder:
         params: Params,
         tokens_BxL: Array,
         positions_BxL: Array,
-        mask_BxLxS: Array,
+        mask: Mask,
         cache: tuple[KeyValues, ...] = (),
     ) -> tuple[Array, KeyValues]:
         """Hidden states [B, L, D] after the final norm, and the keys and values of these tokens.
 
         Args:
           params: as from `init`.
-          tokens_BxL, positions_BxL, mask_BxLxS: a `Block`; S counts the cache's segments in order, then L.
+          tokens_BxL, positions_BxL, mask: a `Block`; S counts the cache's segments in order, then L.
           cache: segments of earlier tokens.
         """
-        outputs: Any = self._module.apply({"params": params}, (Block(tokens_BxL, positions_BxL, mask_BxLxS),), cache)
+        outputs: Any = self._module.apply({"params": params}, (Block(tokens_BxL, positions_BxL, mask),), cache)
         (hidden_BxLxD,), (own,) = outputs
         return hidden_BxLxD, own
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from prorank_jax.model.attention import causal_mask
+from prorank_jax.model.attention import causal
 from prorank_jax.model.decoder import Decoder, KeyValues, Params
 
 
@@ -29,6 +29,6 @@ def prefill(decoder: Decoder, params: Params, tokens_PxL: Array, lengths_P: Arra
     """Computes right-padded prompts once."""
     P, L = tokens_PxL.shape
     positions = jnp.broadcast_to(jnp.arange(L), (P, L))
-    hidden_PxLxD, cache = decoder.forward(params, tokens_PxL, positions, causal_mask(lengths_P, L))
+    hidden_PxLxD, cache = decoder.forward(params, tokens_PxL, positions, causal(lengths_P, L))
     last_PxD = jnp.take_along_axis(hidden_PxLxD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
     return Prefix(cache, last_PxD, jnp.arange(L)[None] < lengths_P[:, None], lengths_P)

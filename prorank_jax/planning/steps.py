@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from prorank_jax.config import GrpoConfig, RunConfig
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.model.lora import init_learnt
 from prorank_jax.planning import flops
 from prorank_jax.reranker import TOKENS_PER_BATCH
@@ -44,7 +45,7 @@ def jobs(config: RunConfig, model: DecoderConfig, mesh: Mesh) -> list[Job]:
     Raises:
       InputError: a batch that does not divide over the devices.
     """
-    decoder = Decoder(model, jnp.dtype(config.model.dtype), config.model.remat)
+    decoder = Decoder(model, jnp.dtype(config.model.dtype), config.model.remat, kernel_for(mesh))
     params = jax.eval_shape(decoder.init, jax.random.key(0))
     made = []
     if config.warmup is not None:

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from prorank_jax.model.attention import causal_mask
+from prorank_jax.model.attention import causal
 from prorank_jax.model.decoder import Block, Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.runtime.mesh import AXES, ROWS, on_devices, specs
@@ -54,17 +54,16 @@ def last_hidden(decoder: Decoder, params: Params, prompts: GroupPrompts[Array]) 
     places_B = jnp.concatenate([part.places_B for part in prompts.parts])
     documents = len(places_B) // Q
     positions_QxP = jnp.broadcast_to(jnp.arange(P), (Q, P))
-    prefix = [Block(prompts.prefix_QxP, positions_QxP, causal_mask(prompts.prefix_lengths_Q, P))] if P else []
+    prefix = [Block(prompts.prefix_QxP, positions_QxP, causal(prompts.prefix_lengths_Q, P))] if P else []
 
     def rests(part: Part[Array]) -> Block:
-        B, L = part.tokens_BxL.shape
+        L = part.tokens_BxL.shape[1]
         query_B = part.places_B // documents
         start_B = prompts.prefix_lengths_Q[query_B]
-        seen_BxLxP = jnp.broadcast_to((jnp.arange(P)[None] < start_B[:, None])[:, None, :], (B, L, P))
         return Block(
             part.tokens_BxL,
             start_B[:, None] + jnp.arange(L)[None],
-            jnp.concatenate([seen_BxLxP, causal_mask(part.lengths_B, L)], axis=2),
+            causal(part.lengths_B, L, jnp.arange(P)[None] < start_B[:, None]),
             query_B if P else None,
         )
 
