@@ -34,6 +34,7 @@ app.add_typer(data_app, name="data")
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face hub id, or builtin:tiny.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of a prompt [default: as trained, else 512].")]
 Order = Annotated[str | None, typer.Option(help="What a prompt shows first: query_first or document_first.")]
+Fsdp = Annotated[int, typer.Option(min=1, help="Devices that hold one copy of the model together.")]
 Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
 
 
@@ -171,6 +172,7 @@ def evaluate(
     max_length: MaxLength = None,
     order: Order = None,
     dtype: Dtype = "float32",
+    fsdp: Fsdp = 1,
 ) -> None:
     """Retrieve, rerank and measure: one collection (--data) or many (--suite), one model or several."""
     from prorank_jax.card import add_measurement
@@ -202,7 +204,7 @@ def evaluate(
     out = out or default_out(named, suite, jobs, single)
 
     def load(model: Model) -> Reranker:
-        return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order)
+        return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
 
     work = Suite(jobs, Folders(out, single), settings, tell=lambda line: print(line, file=sys.stderr))
     if dry_run:
@@ -224,6 +226,7 @@ def rerank(
     max_length: MaxLength = None,
     order: Order = None,
     dtype: Dtype = "float32",
+    fsdp: Fsdp = 1,
 ) -> None:
     """Score the lines of a text file for a query, best first: score, line number, text."""
     from prorank_jax.reranker import Reranker
@@ -235,7 +238,7 @@ def rerank(
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{documents}: holds no document; write one a line")
-    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order)
+    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
 
@@ -351,6 +354,7 @@ def data_score(
     max_length: MaxLength = None,
     order: Order = None,
     dtype: Dtype = "float32",
+    fsdp: Fsdp = 1,
 ) -> None:
     """Write a teacher's scores beside the documents of files of rows."""
     from prorank_jax.data.jsonl import check_out
@@ -358,7 +362,7 @@ def data_score(
     from prorank_jax.teacher import score_file
 
     check_out(out)
-    reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order)
+    reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
     done = score_file(reranker, files, out, batch_size=batch, show_progress=True)
     went_on = f", {done.found} of them scored before" if done.found else ""
     print(f"{done.rows} rows, {done.documents} documents{went_on}: {out}")

@@ -28,9 +28,15 @@ class SavedStep(NamedTuple):
 
 
 def check_run_folder(config: RunConfig, workdir: Path) -> None:
-    """Refuses a run folder that was made with another configuration; says which keys differ."""
+    """Refuses a run folder that was made with another configuration; says which keys differ.
+
+    Another mesh is no other configuration: a run may go on on other devices.
+    """
     path = workdir / CONFIG_FILE
-    if path.exists() and (changed := differences(load_config(path), config)):
+    if not path.exists():
+        return
+    made = load_config(path)
+    if changed := differences(made, config.model_copy(update={"mesh": made.mesh})):
         raise InputError(
             f"{workdir}: made with another configuration ({'; '.join(changed)}); "
             "use that configuration to go on, or another --workdir"

@@ -64,6 +64,13 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """What a module compiled is not kept in memory behind it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def fast_compilation() -> Iterator[None]:
     """For modules of many small programs, each run once or twice: compiling them is what takes the time."""

@@ -1,6 +1,7 @@
 """Runs of several processes: the same result, and an orderly end whatever happens to one of them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 import yaml
 from test_train import content, rows
 
+from prorank_jax.config import RunConfig
 from prorank_jax.config_file import parse_config
-from prorank_jax.errors import InputError
+from prorank_jax.errors import InputError, Preempted
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.runtime import distributed
 from prorank_jax.runtime.distributed import Group, check_agreement, join, on_cloud_tpu, read_group
+from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.train import train
 
 PRORANK = Path(sys.executable).with_name("prorank")
@@ -52,9 +55,9 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start(config: Path, workdir: Path, log: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """A training process of four devices; what it prints goes to files beside `log`."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+def start(config: Path, workdir: Path, log: Path, *options: str, devices: int = 4) -> "subprocess.Popen[bytes]":
+    """A training process; what it prints goes to files beside `log`."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
         command: list[str | Path] = [PRORANK, "train", config, "--workdir", workdir, *options]
         return subprocess.Popen(command, stdout=out, stderr=err, env=environment)
@@ -103,21 +106,53 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def on_mesh(config: Path, data: int, fsdp: int) -> RunConfig:
+    return parse_config(yaml.safe_load(config.read_text()) | {"mesh": {"data": data, "fsdp": fsdp}})
+
+
+def farthest(one: Path, other: Path) -> float:
+    """The largest difference between the parameters that two runs end with."""
+    ours, theirs = (load_pretrained(run / "export").params for run in (one, other))
+    # The gradient of the keys' bias is nothing but rounding, which Adam takes for a direction.
+    for params in (ours, theirs):
+        del params["layers"]["attention"]["key"]["bias"]
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)))
+
+
 @pytest.mark.parametrize(("data", "fsdp"), [(2, 4), (8, 1), (1, 8)])
 def test_two_processes_give_what_one_gives(
     undisturbed: Path, config: Path, tmp_path: Path, data: int, fsdp: int
 ) -> None:
-    tree = yaml.safe_load(config.read_text()) | {"mesh": {"data": data, "fsdp": fsdp}}
-    alone = train(parse_config(tree), tmp_path / "run")
-    ours, theirs = load_pretrained(undisturbed / "export").params, load_pretrained(alone.export).params
-    # The gradient of the keys' bias is nothing but rounding, which Adam takes for a direction.
-    for params in (ours, theirs):
-        del params["layers"]["attention"]["key"]["bias"]
-    far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)
-    assert max(jax.tree.leaves(far)) < 1e-5
+    train(on_mesh(config, data, fsdp), tmp_path / "run")
+    assert farthest(undisturbed, tmp_path / "run") < 1e-5
     for stage in ("warmup", "score"):
         for here, there in zip(rows(undisturbed, stage), rows(tmp_path / "run", stage), strict=True):
             assert here == pytest.approx(there, abs=1e-5)
+
+
+class EndsAfter(Preemption):
+    """Asks a run to end after a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def reached(self, step: int) -> bool:
+        return step == self.step
+
+
+@pytest.mark.parametrize("step", [2, 5 + 2])
+def test_a_run_goes_on_on_other_devices(undisturbed: Path, config: Path, tmp_path: Path, step: int) -> None:
+    begun = tmp_path / "begun"
+    with pytest.raises(Preempted):
+        train(on_mesh(config, 2, 4), begun, EndsAfter(step))
+    for name in ("eight", "one"):
+        shutil.copytree(begun, tmp_path / name)
+    alone = start(config, tmp_path / "one", tmp_path / "log", "mesh.fsdp=1", devices=1)
+    train(on_mesh(config, 8, 1), tmp_path / "eight")
+    assert ends([alone]) == [0]
+    for name in ("eight", "one"):
+        assert farthest(undisturbed, tmp_path / name) < 1e-5
 
 
 def test_each_is_asked_to_end_and_a_later_run_ends_bit_for_bit_as_one_that_was_not(

@@ -137,6 +137,16 @@ def test_few_shapes_are_compiled_over_many_lengths(tiny_model: Path) -> None:
     assert compiled._cache_size() <= 8
 
 
+def test_a_model_may_be_split_over_devices(tiny_model: Path, reranker: Reranker) -> None:
+    split = Reranker.from_pretrained(tiny_model, max_length=160, fsdp=4)
+    assert dict(split.mesh.shape) == {"data": 2, "fsdp": 4}
+    assert split.params["embedding"].addressable_shards[0].data.shape == (700, 8)
+    pairs = [(QUERY, document) for document in documents(21)]
+    np.testing.assert_allclose(split.predict(pairs), reranker.predict(pairs), atol=1e-5)
+    with pytest.raises(InputError, match="fsdp=3: there are 8 devices; use a divisor of that"):
+        Reranker.from_pretrained(tiny_model, fsdp=3)
+
+
 def test_a_handful_of_documents_is_not_computed_as_a_full_batch(reranker: Reranker) -> None:
     ((rows, tokens, lengths),) = reranker._batches(reranker.prompt.encode_batch([(QUERY, "It serves fish.")] * 3), None)
     assert sorted(rows) == [0, 1, 2]
