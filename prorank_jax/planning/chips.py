@@ -14,7 +14,7 @@ from prorank_jax.errors import InputError
 class Generation(NamedTuple):
     """A chip: its memory in GiB and its peak in bfloat16 in TFLOP/s, by Google's system architecture pages.
 
-    `accelerator` is a name that libtpu knows the generation by, `hosts` the chips of one of its machines.
+    `accelerator` is a name that libtpu knows the generation by, `shapes` the slices that `prorank plan` takes.
     """
 
     memory: float

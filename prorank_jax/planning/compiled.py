@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -161,8 +162,6 @@ def _groups(line: str) -> list[list[int]]:
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         return [[int(place) for place in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        import numpy as np
-
         places = np.arange(math.prod(_dims(tiled[3]))).reshape(_dims(tiled[3]))
         if tiled[4]:
             places = places.transpose(_dims(tiled[4]))
