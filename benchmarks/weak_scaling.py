@@ -16,7 +16,9 @@ FSDP, ROWS = 4, 8
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--topologies", nargs="+", default=TOPOLOGIES, metavar="NAME")
+    options = arguments.parse_args()
 
     from prorank_jax.config_file import load_config
     from prorank_jax.plan import compile_stage, to_stderr
@@ -24,12 +26,13 @@ def main() -> None:
 
     published = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
-    for topology in TOPOLOGIES:
+    for topology in options.topologies:
         width, height = map(int, topology.split(":")[1].split("x"))
         chips = width * height
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(published["Qwen2.5-0.5B"]["config"]))
-            changes = [f"model.base={folder}", f"mesh.fsdp={FSDP}", f"warmup.prompts_per_step={ROWS * chips}"]
+            rows_told = [f"warmup.prompts_per_step={ROWS * chips}", f"score.queries_per_step={ROWS * chips}"]
+            changes = [f"model.base={folder}", f"mesh.fsdp={FSDP}", *rows_told]
             config = load_config(ROOT / "configs" / "qwen2.5-0.5b.yaml", changes)
             stage = compile_stage(config, topology, "warmup", to_stderr)
         by_kind = {f"{kind} over {'+'.join(axes)}": size for (kind, axes), size in moved(stage.collectives).items()}
@@ -38,7 +41,9 @@ def main() -> None:
     if options.out:
         write(options.out, {"slices": rows}, libraries=["jax", "libtpu"])
     first, last = rows[0]["bytes"], rows[-1]["bytes"]
-    print(f"bytes moved a chip and step, 64 chips over 8: {last / first:.4f} ({first / 2**30:.2f} GiB on 8)")
+    fewest, most = rows[0]["chips"], rows[-1]["chips"]
+    told = f"{last / first:.4f} ({first / 2**30:.2f} GiB on {fewest})"
+    print(f"bytes moved a chip and step, {most} chips over {fewest}: {told}")
 
 
 if __name__ == "__main__":
