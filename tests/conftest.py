@@ -36,6 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
+# XLA lets collectives of a program that do not depend on each other run at once. Where that program came from the
+# compilation cache, devices then take them in different orders, wait for one another, and are aborted after 40 s.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.name

@@ -187,7 +187,7 @@ def test_a_single_process_that_is_asked_to_end_saves_and_goes_on(config: Path, t
     process.send_signal(signal.SIGTERM)
     assert ends([process]) == [75]
     assert "preempted at step" in logs[1].with_suffix(".err").read_text()
-    assert ends([start(config, run, logs[2])]) == [0]
+    assert ends([start(config, run, logs[2])]) == [0], logs[2].with_suffix(".err").read_text()
     assert content(run / "export") == content(whole / "export")
 
 
