@@ -7,6 +7,8 @@ minutes for each configuration on two cores.
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ def size_of(base: str) -> str:
     return base.split("/")[-1].removesuffix("-it").removesuffix("-Instruct")
 
 
+@contextmanager
+def base_folder(size: str) -> Iterator[str]:
+    """A model folder with nothing but the `config.json` of a published size."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = json.loads(PUBLISHED.read_text(encoding="utf-8"))[size]["config"]
+        (Path(folder) / "config.json").write_text(json.dumps(sizes))
+        yield folder
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="*", metavar="NAME", help="file names without .yaml; default: all")
@@ -34,19 +45,17 @@ def main() -> None:
     options = arguments.parse_args()
 
     from prorank_jax.config_file import load_config
-    from prorank_jax.plan import plan, to_stderr
+    from prorank_jax.plan import plan
     from prorank_jax.planning.compiled import moved
+    from prorank_jax.progress import tell
 
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         topology = options.topology or hardware(path)
         if topology is None or (options.only and path.stem not in options.only):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            sizes = published[size_of(load_config(path).model.base)]["config"]
-            (Path(folder) / "config.json").write_text(json.dumps(sizes))
-            planned = plan(load_config(path, [f"model.base={folder}"]), topology, to_stderr)
+        with base_folder(size_of(load_config(path).model.base)) as folder:
+            planned = plan(load_config(path, [f"model.base={folder}"]), topology, tell)
         for stage in planned.stages:
             row = {"config": path.stem, "topology": topology, **planned.mesh, "stage": stage.name, "fits": stage.fits}
             row |= {"gib": round(stage.used / 2**30, 2), "tflops": round(stage.flops / 1e12, 1)}

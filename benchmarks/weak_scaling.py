@@ -4,13 +4,11 @@ Qwen2.5-0.5B, split over 4 chips and repeated over the others; 8 prompts of 512 
 """
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from _record import parser, write
+from planned_configs import ROOT, base_folder
 
-ROOT = Path(__file__).parents[1]
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8")
 FSDP, ROWS = 4, 8
 
@@ -21,20 +19,18 @@ def main() -> None:
     options = arguments.parse_args()
 
     from prorank_jax.config_file import load_config
-    from prorank_jax.plan import compile_stage, to_stderr
+    from prorank_jax.plan import compile_stage
     from prorank_jax.planning.compiled import moved
+    from prorank_jax.progress import tell
 
-    published = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for topology in options.topologies:
         width, height = map(int, topology.split(":")[1].split("x"))
         chips = width * height
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(published["Qwen2.5-0.5B"]["config"]))
-            rows_told = [f"warmup.prompts_per_step={ROWS * chips}", f"score.queries_per_step={ROWS * chips}"]
-            changes = [f"model.base={folder}", f"mesh.fsdp={FSDP}", *rows_told]
+        with base_folder("Qwen2.5-0.5B") as folder:
+            changes = [f"model.base={folder}", f"mesh.fsdp={FSDP}", f"warmup.prompts_per_step={ROWS * chips}"]
             config = load_config(ROOT / "configs" / "qwen2.5-0.5b.yaml", changes)
-            stage = compile_stage(config, topology, "warmup", to_stderr)
+            stage = compile_stage(config, topology, "warmup", tell)
         by_kind = {f"{kind} over {'+'.join(axes)}": size for (kind, axes), size in moved(stage.collectives).items()}
         rows.append({"topology": topology, "chips": chips, "bytes": sum(by_kind.values()), "by_kind": by_kind})
         print(json.dumps(rows[-1]), flush=True)

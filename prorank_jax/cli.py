@@ -120,12 +120,13 @@ def plan(
     """Whether a run fits a TPU slice: its steps compiled for the real chip, without one."""
     from prorank_jax import plan as planner
     from prorank_jax.config_file import load_config
+    from prorank_jax.progress import tell
 
     run = load_config(config, overrides or ())
     if sweep:
-        print(planner.describe_sweep(planner.sweep(run, topology, planner.to_stderr)))
+        print(planner.describe_sweep(planner.sweep(run, topology, tell)))
         return
-    planned = planner.plan(run, topology, planner.to_stderr)
+    planned = planner.plan(run, topology, tell)
     print(planner.describe(planned))
     if planned.remedies:
         raise typer.Exit(1)
@@ -180,6 +181,7 @@ def evaluate(
     from prorank_jax.evaluation.first_stage import FirstStage
     from prorank_jax.evaluation.measures import DEFAULT_METRICS, check_metrics
     from prorank_jax.evaluation.suites import load_suite, one_collection
+    from prorank_jax.progress import tell
     from prorank_jax.reranker import Reranker
     from prorank_jax.suite import Folders, Model, Settings, Suite, default_out, name_models, open_jobs
     from prorank_jax.suite_report import write_report
@@ -206,7 +208,7 @@ def evaluate(
     def load(model: Model) -> Reranker:
         return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
 
-    work = Suite(jobs, Folders(out, single), settings, tell=lambda line: print(line, file=sys.stderr))
+    work = Suite(jobs, Folders(out, single), settings, tell=tell)
     if dry_run:
         for one in named:
             print("\n".join(work.cost(one, load(one))))

@@ -134,6 +134,11 @@ class StageConfig(Section):
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: Positive = 2
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the parameters that the stage began with are read to its end."""
+        return self.lora is not None
+
 
 class GrpoConfig(StageConfig):
     """Stage one, prompt warmup: GRPO on the answer to the relevance prompt."""
@@ -168,6 +173,10 @@ class GrpoConfig(StageConfig):
     """Weight of each reward: `format`, `relevance`, or a function of one's own as `module:function`."""
     show_completions_every: Annotated[int, Field(ge=0)] = 50
     """Steps between two looks at some completions, which are kept in completions.jsonl; 0 shows none."""
+
+    @property
+    def reads_base(self) -> bool:
+        return super().reads_base or self.beta > 0
 
     @model_validator(mode="after")
     def _check(self) -> "GrpoConfig":
@@ -261,6 +270,10 @@ class ScoreConfig(StageConfig):
     rest of the vocabulary. 0 leaves that model out."""
     dev: DevConfig | None = None
     """Left out: nothing is measured while the stage goes on, and its last step is its result; else its best one."""
+
+    @property
+    def reads_base(self) -> bool:
+        return super().reads_base or self.anchor > 0
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreConfig":

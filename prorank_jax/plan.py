@@ -4,7 +4,6 @@ XLA's compiler for TPUs runs without one. It says what a step holds and moves; h
 utilisation that well-tuned training reaches.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,8 +17,9 @@ from prorank_jax.model.decoder import DecoderConfig
 from prorank_jax.model.hf import read_folder
 from prorank_jax.planning.chips import Topology, bytes_of, exceeded, open_topology
 from prorank_jax.planning.compiled import Buffer, Collective, collectives, largest_buffers, moved
-from prorank_jax.planning.steps import Job, bytes_on_a_chip, jobs
+from prorank_jax.planning.steps import Job, bytes_on_a_chip, jobs, make_job
 from prorank_jax.runtime.mesh import make_mesh
+from prorank_jax.tables import markdown_table
 
 UTILISATION = 0.4
 _BUFFERS = 5
@@ -82,7 +82,7 @@ def compile_stage(config: RunConfig, topology: str, stage: str, tell: Callable[[
     """The plan of one stage, `warmup`, `score` or `rerank`, alone; raises as `plan`."""
     opened = open_topology(topology)
     mesh = make_mesh(config.mesh, opened.devices)
-    return _compiled(_job(config, _model(config), mesh, stage), mesh, opened, tell)
+    return _compiled(make_job(config, _model(config), mesh, stage), mesh, opened, tell)
 
 
 class Candidate(NamedTuple):
@@ -103,13 +103,11 @@ def sweep(config: RunConfig, topology: str, tell: Callable[[str], None]) -> Iter
                 rows = int(_get(config, field) * factor)
                 changes = (("mesh.data", -1), ("mesh.fsdp", fsdp), (field, rows))
                 try:
-                    changed = _changed(config, changes)
-                    mesh = make_mesh(changed.mesh, opened.devices)
-                    job = _job(changed, model, mesh, stage)
+                    made = _with_changes(config, changes, model, opened, stage)
                 except InputError as error:
                     tell(str(error))
                     continue
-                yield Candidate(changes, _compiled(job, mesh, opened, tell), rows)
+                yield Candidate(changes, _compiled(*made, opened, tell), rows)
 
 
 def describe(plan: Plan) -> str:
@@ -146,18 +144,22 @@ def describe(plan: Plan) -> str:
 def describe_sweep(candidates: Iterable[Candidate]) -> str:
     """A table: what fits first, then what moves least for each row."""
 
-    def order(one: Candidate) -> tuple[str, bool, float]:
-        return one.stage.name, not one.stage.fits, sum(moved(one.stage.collectives).values()) / one.rows
+    def moved_a_row(one: Candidate) -> float:
+        return sum(moved(one.stage.collectives).values()) / one.rows
 
-    rows = []
-    for one in sorted(candidates, key=order):
-        fsdp = next(value for field, value in one.changes if field == "mesh.fsdp")
-        sent = sum(moved(one.stage.collectives).values())
-        cells = [f"{one.stage.used / _GIB:.2f}", bytes_of(sent / one.rows), f"{one.stage.seconds:.2f}"]
-        rows.append([one.stage.name, str(fsdp), str(one.rows), "yes" if one.stage.fits else "no", *cells])
-    header = ["stage", "fsdp", "rows", "fits", "GiB a chip", "moved a row", "step, s"]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    def order(one: Candidate) -> tuple[str, bool, float]:
+        return one.stage.name, not one.stage.fits, moved_a_row(one)
+
+    rows = {
+        f"{one.stage.name} {' '.join(f'{field}={value}' for field, value in one.changes)}": {
+            "fits": "yes" if one.stage.fits else "no",
+            "GiB a chip": f"{one.stage.used / _GIB:.2f}",
+            "moved a row": bytes_of(moved_a_row(one)),
+            "step, s": f"{one.stage.seconds:.2f}",
+        }
+        for one in sorted(candidates, key=order)
+    }
+    return markdown_table(rows, "tried")
 
 
 def _model(config: RunConfig) -> DecoderConfig:
@@ -197,10 +199,6 @@ def _compiled(job: Job, mesh: jax.sharding.Mesh, topology: Topology, tell: Calla
     )
 
 
-def _job(config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, stage: str) -> Job:
-    return next(job for job in jobs(config, model, mesh) if job.name == stage)
-
-
 def _by_kind(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, of a training state the parameters and what the optimizer keeps apart."""
     kinds = dict(arguments)
@@ -217,13 +215,11 @@ def _remedy(
     for changes in _changes(config, topology, stage):
         told = " ".join(f"{field}={value}" for field, value in changes)
         try:
-            changed = _changed(config, changes)
-            mesh = make_mesh(changed.mesh, topology.devices)
-            job = _job(changed, model, mesh, stage)
+            made = _with_changes(config, changes, model, topology, stage)
         except InputError:
             continue
         tell(f"{stage}: trying {told}")
-        if _compiled(job, mesh, topology, tell).fits:
+        if _compiled(*made, topology, tell).fits:
             return f"fits with {told}"
         tried.append(told)
     return f"none of {'; '.join(tried) or 'the usual changes'} is enough; use a larger slice, LoRA or a shorter prompt"
@@ -263,14 +259,14 @@ def _get(config: RunConfig, field: str) -> Any:
     return config.model_dump()[section][name]
 
 
-def _changed(config: RunConfig, changes: Iterable[Change]) -> RunConfig:
+def _with_changes(
+    config: RunConfig, changes: Iterable[Change], model: DecoderConfig, topology: Topology, stage: str
+) -> tuple[Job, jax.sharding.Mesh]:
+    """The job of a stage with some fields changed, and its mesh."""
     tree = config.model_dump(mode="json")
     for field, value in changes:
         section, name = field.split(".")
         tree[section][name] = value
-    return parse_config(tree)
-
-
-def to_stderr(line: str) -> None:
-    """Tells how far the compiling is."""
-    print(line, file=sys.stderr, flush=True)
+    changed = parse_config(tree)
+    mesh = make_mesh(changed.mesh, topology.devices)
+    return make_job(changed, model, mesh, stage), mesh

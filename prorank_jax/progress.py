@@ -41,9 +41,14 @@ def progress(what: str, total: int, shown: bool, *, done: int = 0) -> Iterator[C
             bar.advance(task, count)
             if lines and (done >= total or time.monotonic() - noted >= SECONDS_BETWEEN_LINES):
                 noted = time.monotonic()
-                print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+                tell(f"{what} {done}/{total}")
 
         yield advance
+
+
+def tell(line: str) -> None:
+    """Prints a line on standard error at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def noted(items: Iterable[T], name: str, what: str) -> Iterator[T]:
@@ -53,4 +58,4 @@ def noted(items: Iterable[T], name: str, what: str) -> Iterator[T]:
         yield item
         if number % 1000 == 0 and (now := time.monotonic()) - last > SECONDS_BETWEEN_NOTES:
             last = now
-            print(f"{name}: {number:,} {what} in {now - started:.0f} s", file=sys.stderr, flush=True)
+            tell(f"{name}: {number:,} {what} in {now - started:.0f} s")

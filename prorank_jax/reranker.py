@@ -40,7 +40,7 @@ Batch = tuple[list[int], np.ndarray, np.ndarray]
 """Positions of pairs, with their tokens and lengths."""
 _CHUNK = 4096
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
-TOKENS_PER_BATCH = 8192
+_TOKENS_PER_BATCH = 8192
 _SHORTEST = 32
 """Shorter prompts are computed with this many tokens, so that fewer shapes are compiled."""
 
@@ -210,12 +210,17 @@ class Reranker:
         start = 0
         while start < len(order):
             length = padded_length(max(len(prompts[order[start]]), _SHORTEST), self.max_length)
-            size = batch_size or max(TOKENS_PER_BATCH // length, 1) * devices
+            size = batch_size or rows_per_batch(length, self.mesh)
             rows = order[start : start + size]
             start += len(rows)
             wanted = min(size, 1 << (len(rows) - 1).bit_length())
             filled = rows + rows[-1:] * (-(-wanted // devices) * devices - len(rows))
             yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
+
+
+def rows_per_batch(length: int, mesh: Mesh) -> int:
+    """Prompts of so many tokens that are computed together."""
+    return max(_TOKENS_PER_BATCH // length, 1) * mesh.size
 
 
 def _collected(count: int, dispatched: list[tuple[list[int], Array]]) -> np.ndarray:

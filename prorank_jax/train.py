@@ -62,7 +62,7 @@ def train(config: RunConfig, workdir: Path, preemption: Preemption | None = None
     prompt = load_prompt(pretrained, config.prompt, config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat, kernel_for(mesh))
     if config.warmup is not None:
-        check_warmup(config.warmup, prompt, decoder, mesh)
+        check_warmup(config.warmup, prompt.max_length, pretrained.config.max_positions, mesh)
     if config.score is not None:
         check_score(config.score, mesh)
     check_run_folder(config, workdir)

@@ -12,7 +12,6 @@ from meshes import mesh_of
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import MeshConfig
-from prorank_jax.model import decoder as decoders
 from prorank_jax.model.attention import Causal, attend, causal, causal_mask, dense
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.long_attention import LONG, attend_long, kernel_for, suits
@@ -84,7 +83,7 @@ def with_kernel(monkeypatch):
         taken.append(arguments[0].shape)
         return interpreted(*arguments)
 
-    monkeypatch.setattr(decoders, "attend_long", long)
+    monkeypatch.setattr("prorank_jax.model.long_attention.attend_long", long)
     monkeypatch.setattr("prorank_jax.model.long_attention.LONG", 128)
     return taken
 

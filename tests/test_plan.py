@@ -10,12 +10,13 @@ import pytest
 import yaml
 from small_decoder import small_config
 
+from prorank_jax import plan as planner
 from prorank_jax.config import MeshConfig
 from prorank_jax.config_file import load_config, parse_config
 from prorank_jax.model.decoder import DecoderConfig
-from prorank_jax.plan import plan
+from prorank_jax.plan import StagePlan, plan
 from prorank_jax.planning.chips import open_topology
-from prorank_jax.planning.compiled import collectives
+from prorank_jax.planning.compiled import Collective, collectives
 from prorank_jax.planning.steps import jobs
 from prorank_jax.runtime.mesh import make_mesh, specs
 
@@ -106,6 +107,32 @@ def test_what_does_not_fit_is_told_with_the_change_that_does(tmp_path: Path) -> 
     assert not score.fits and score.used > 15.75 * 2**30
     assert rerank.fits
     assert planned.remedies == {"score": "fits with mesh.data=-1 mesh.fsdp=2"}
+
+
+def test_a_sweep_tries_meshes_and_batch_sizes_and_tells_the_best_first(
+    prorank: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(job: Any, mesh: Any, topology: Any, tell: Any) -> StagePlan:
+        # What is not split over two devices at least does not fit, and a larger split moves more.
+        fsdp, rows = mesh.shape["fsdp"], job.arguments["batch"].labels_P.shape[0]
+        moves = [Collective("all-gather", ("fsdp",), 1024 * fsdp, (), 1)]
+        return StagePlan(job.name, fsdp > 1, 2.0**30 * rows, {}, 0, 0, 0, [], moves, 0.0, rows / 10)
+
+    monkeypatch.setattr(planner, "_compiled", compiled)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(settings(tiny_model, warmup={"prompts_per_step": 8}) | {"score": None}))
+    status, out, err = prorank("plan", config, "--topology", "v5e:2x2", "--sweep")
+    assert status == 0
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert cells[0] == ["tried", "fits", "GiB a chip", "moved a row", "step, s"]
+    best = "warmup mesh.data=-1 mesh.fsdp=2 warmup.prompts_per_step=16"
+    assert cells[2] == [best, "yes", "16.00", "128 B", "1.60"]
+    assert [row[1] for row in cells[2:]] == ["yes"] * 6 + ["no"] * 3
+    # Four, eight and sixteen prompts, and none that the four devices do not divide.
+    assert {row[0].split("=")[-1] for row in cells[2:]} == {"4", "8", "16"}
+    status, out, err = prorank("plan", config, "--topology", "v5e:2x2", "--sweep", "warmup.prompts_per_step=4")
+    assert "warmup.prompts_per_step=2 does not divide over 4 devices" in err
+    assert len(out.splitlines()) == 2 + 6
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -47,10 +46,8 @@ def mesh_of(data: int, fsdp: int) -> Mesh:
 def check(
     mesh: Mesh, max_length: int = 100, max_positions: int = 2**31 - 1, method: str = "grpo", **fields: Any
 ) -> None:
-    prompt: Any = SimpleNamespace(max_length=max_length)
-    decoder: Any = SimpleNamespace(config=SimpleNamespace(max_positions=max_positions))
     kind = GrpoConfig if method == "grpo" else SupervisedConfig
-    check_warmup(kind.model_validate({"steps": 1, "method": method, **fields}), prompt, decoder, mesh)
+    check_warmup(kind.model_validate({"steps": 1, "method": method, **fields}), max_length, max_positions, mesh)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@
 # the run has, with 2 when it refused its input, which is never tried again, and with 5 when it gave up.
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-[[ ${1:-} == -h || ${1:-} == --help ]] && usage
+((DRY_RUN)) && refuse "--dry-run: shows nothing here; see that of run.sh, create.sh and setup.sh"
 [[ $# -ge 3 && $2 == -- ]] || refuse "give a name and a command, as: babysit.sh RUN -- COMMAND ARGUMENT ..."
 run=$1 retries=${RETRIES:-20} tried=0
 

@@ -6,12 +6,7 @@
 # request. Gives up after CREATE_MINUTES (default: 720).
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) DRY_RUN=1 ;;
-  '') ;;
-  *) refuse "$1: not known; see --help" ;;
-esac
+[[ $# == 0 ]] || refuse "$1: not known; see --help"
 
 state() {
   tpu queued-resources describe "$TPU_NAME" --format='value(state.state)' 2>/dev/null || echo NONE

@@ -5,10 +5,6 @@
 # env.sh has, so that no other TPU is meant by accident. What is in a bucket stays.
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) DRY_RUN=1 && shift ;;
-esac
 [[ ${1:-} == "$TPU_NAME" && $# == 1 ]] || refuse "give the name of the TPU to delete it: delete.sh $TPU_NAME"
 echo "deleting $TPU_NAME in $PROJECT, $ZONE" >&2
 tpu queued-resources delete "$TPU_NAME" --force --quiet

@@ -27,17 +27,20 @@ usage() {
   exit 0
 }
 
+# The options that all scripts have, taken from the arguments of the one that sources this.
+case ${1:-} in
+  -h | --help) usage ;;
+  --dry-run) DRY_RUN=1 && shift ;;
+esac
 for name in TPU_NAME PROJECT ZONE ACCELERATOR_TYPE; do
-  [[ ${1:-} == -h || ${1:-} == --help || -n ${!name:-} ]] ||
-    refuse "$name is not set; export it, or write $name=VALUE into tpu_scripts/tpu.env"
+  [[ -n ${!name:-} ]] || refuse "$name is not set; export it, or write $name=VALUE into tpu_scripts/tpu.env"
 done
 SPOT=${SPOT:-1} WAIT_UNIT=${WAIT_UNIT:-1}
-case ${ACCELERATOR_TYPE:-} in
+case $ACCELERATOR_TYPE in
   v4-*) RUNTIME_VERSION=${RUNTIME_VERSION:-tpu-ubuntu2204-base} ;;
   v5litepod-*) RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5-lite} ;;
   v5p-*) RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5} ;;
   v6e-*) RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv6e} ;;
-  '') ;;
   *) [[ -n ${RUNTIME_VERSION:-} ]] ||
     refuse "ACCELERATOR_TYPE=$ACCELERATOR_TYPE: not v4-N, v5litepod-N, v5p-N or v6e-N; set RUNTIME_VERSION too" ;;
 esac

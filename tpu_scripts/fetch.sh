@@ -5,10 +5,6 @@
 # runs/nq/export (from its home) or /tmp/nq. Into the folder HERE, which is made.
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) DRY_RUN=1 && shift ;;
-esac
 [[ $# == 2 ]] || refuse "give what to fetch and where to, as: fetch.sh gs://BUCKET/RUN/export ./export"
 if [[ $1 == gs://* ]]; then
   copy=(gcloud storage rsync --recursive "$1" "$2" --project="$PROJECT")

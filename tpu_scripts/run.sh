@@ -8,10 +8,6 @@
 #   run.sh nq -- prorank train configs/qwen2.5-0.5b.yaml --workdir gs://bucket/nq seed=1
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) DRY_RUN=1 && shift ;;
-esac
 [[ $# -ge 3 && $2 == -- ]] || refuse "give a name and a command, as: run.sh RUN -- COMMAND ARGUMENT ..."
 run=$1
 shift 2

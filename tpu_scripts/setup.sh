@@ -5,12 +5,7 @@
 # it there with what a TPU needs. May be run again: after a new commit, or on a new TPU.
 # shellcheck source=tpu_scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) DRY_RUN=1 ;;
-  '') ;;
-  *) refuse "$1: not known; see --help" ;;
-esac
+[[ $# == 0 ]] || refuse "$1: not known; see --help"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

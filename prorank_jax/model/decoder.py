@@ -24,17 +24,15 @@ from flax import linen as nn
 from jax import Array, lax
 
 from prorank_jax.model.attention import (
-    Causal,
     Mask,
     Rope,
-    attend,
     dense,
     rotary_angles,
     rotate,
     soft_cap,
     within_window,
 )
-from prorank_jax.model.long_attention import Kernel, attend_long, suits
+from prorank_jax.model.long_attention import Kernel, attend_by
 from prorank_jax.model.parts import parameter, whole
 
 Params = dict[str, Any]
@@ -199,11 +197,7 @@ class Attention(nn.Module):
             before = cache if block.behind_B is None else (*cache, tuple(heads[block.behind_B] for heads in own[0]))
             keys, values = zip(*before, own[-1], strict=True)
             query_BxLxNxH = rotate(query_BxLxNxH, view.angles)
-            if isinstance(view.mask, Causal) and suits(self.kernel, view.mask, query_BxLxNxH.shape[1]):
-                mix = attend_long(query_BxLxNxH, keys, values, view.mask, c.query_scale, c.attention_cap)
-            else:
-                mix = attend(query_BxLxNxH, keys, values, view.mask, c.query_scale, c.attention_cap)
-            mixed.append(mix)
+            mixed.append(attend_by(self.kernel, query_BxLxNxH, keys, values, view.mask, c.query_scale, c.attention_cap))
         return Linear((c.width,), self.dtype, axes=2, name="output")(join_blocks(mixed)), own
 
 

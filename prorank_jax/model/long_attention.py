@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 from jax.sharding import Mesh
 
-from prorank_jax.model.attention import Causal, Mask
+from prorank_jax.model.attention import Causal, Mask, attend
 
 Kernel = Literal["plain", "splash"]
 """How attention to many keys is computed."""
@@ -36,6 +36,21 @@ def kernel_for(mesh: Mesh) -> Kernel:
 def suits(kernel: Kernel, mask: Mask, length: int) -> bool:
     """Whether rows of so many tokens are for `attend_long`: many keys, and no mask but a causal one."""
     return kernel == "splash" and isinstance(mask, Causal) and mask.valid_BxS.shape[1] >= LONG and length >= _LANES
+
+
+def attend_by(
+    kernel: Kernel,
+    query_BxLxNxH: Array,
+    keys: Sequence[Array],
+    values: Sequence[Array],
+    mask: Mask,
+    scale: float,
+    cap: float | None,
+) -> Array:
+    """Attention by the one of both that suits the rows; the other arguments are those of `attention.attend`."""
+    if isinstance(mask, Causal) and suits(kernel, mask, query_BxLxNxH.shape[1]):
+        return attend_long(query_BxLxNxH, keys, values, mask, scale, cap)
+    return attend(query_BxLxNxH, keys, values, mask, scale, cap)
 
 
 def attend_long(

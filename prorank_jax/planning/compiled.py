@@ -49,9 +49,10 @@ class Buffer(NamedTuple):
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
     """The collectives of a compiled program over the devices of a mesh."""
-    times = _times(text)
+    lines = _lines(text)
+    times = _times(lines)
     found, chains = [], set()
-    for computation, line in _lines(text):
+    for computation, line in lines:
         matched = _COLLECTIVE.match(line)
         if matched is None:
             continue
@@ -83,8 +84,9 @@ def moved(found: list[Collective]) -> dict[tuple[str, tuple[str, ...]], int]:
 def largest_buffers(text: str, count: int) -> list[Buffer]:
     """The largest results of operations, each type and operation once; what is only another view is left out."""
     found: dict[tuple[str, str], Buffer] = {}
-    fused = {name for _, line in _lines(text) if " fusion(" in line for name in re.findall(r"calls=%?([\w.\-]+)", line)}
-    for computation, line in _lines(text):
+    lines = _lines(text)
+    fused = {name for _, line in lines if " fusion(" in line for name in re.findall(r"calls=%?([\w.\-]+)", line)}
+    for computation, line in lines:
         matched = _INSTRUCTION.match(line)
         if matched is None or computation in fused or matched[2] not in _BYTES:
             continue
@@ -98,7 +100,7 @@ def largest_buffers(text: str, count: int) -> list[Buffer]:
     return sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count]
 
 
-def _lines(text: str) -> "list[tuple[str, str]]":
+def _lines(text: str) -> list[tuple[str, str]]:
     """Each line with the computation that it stands in."""
     computation, lines = "", []
     for line in text.splitlines():
@@ -109,9 +111,8 @@ def _lines(text: str) -> "list[tuple[str, str]]":
     return lines
 
 
-def _times(text: str) -> dict[str, int]:
+def _times(lines: list[tuple[str, str]]) -> dict[str, int]:
     """How often each computation runs in a step."""
-    lines = _lines(text)
     within: dict[str, list[str]] = defaultdict(list)
     for computation, line in lines:
         within[computation].append(line)

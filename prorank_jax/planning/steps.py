@@ -6,24 +6,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 
-from prorank_jax.config import GrpoConfig, RunConfig
+from prorank_jax.config import GrpoConfig, RunConfig, StageConfig
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, DecoderConfig
 from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.model.lora import init_learnt
 from prorank_jax.planning import flops
-from prorank_jax.reranker import TOKENS_PER_BATCH
-from prorank_jax.runtime.mesh import ROWS, abstract, check_rows
+from prorank_jax.reranker import rows_per_batch
+from prorank_jax.runtime.mesh import ROWS, abstract
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import state_layout
 from prorank_jax.scoring.batches import GroupBatch
 from prorank_jax.scoring.layout import GroupPrompts, Part
 from prorank_jax.scoring.scores import make_scorer
+from prorank_jax.scoring.stage import check_score
 from prorank_jax.scoring.step import make_step as make_score_step
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.rewards import AnswerTokens
+from prorank_jax.warmup.stage import check_warmup
 from prorank_jax.warmup.step import make_step as make_grpo_step
 
 # Which tokens the answers are changes no shape.
@@ -40,68 +43,71 @@ class Job(NamedTuple):
 
 
 def jobs(config: RunConfig, model: DecoderConfig, mesh: Mesh) -> list[Job]:
-    """The steps of the stages that a configuration names, and reranking with prompts of full length.
+    """The steps of the stages that a configuration names, and reranking; raises as `make_job`."""
+    stages = {"warmup": config.warmup, "score": config.score, "rerank": config.prompt}
+    return [make_job(config, model, mesh, stage) for stage, section in stages.items() if section is not None]
+
+
+def make_job(config: RunConfig, model: DecoderConfig, mesh: Mesh, stage: str) -> Job:
+    """The step of one of them: `warmup`, `score`, or `rerank` with prompts of full length.
 
     Raises:
-      InputError: a batch that does not divide over the devices.
+      InputError: what training would refuse, such as a batch that does not divide over the devices.
     """
     decoder = Decoder(model, jnp.dtype(config.model.dtype), config.model.remat, kernel_for(mesh))
     params = jax.eval_shape(decoder.init, jax.random.key(0))
-    made = []
-    if config.warmup is not None:
-        made.append(_warmup(config, decoder, params, mesh))
-    if config.score is not None:
-        made.append(_score(config, decoder, params, mesh))
-    return [*made, _rerank(config, decoder, params, mesh)]
+    made = {"warmup": _warmup, "score": _score, "rerank": _rerank}[stage]
+    return made(config, decoder, params, mesh)
 
 
 def _warmup(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job:
     stage, length, model = config.warmup, config.prompt.max_length, decoder.config
     assert stage is not None
+    check_warmup(stage, length, model.max_positions, mesh)
     optimizer = make_optimizer(stage.optimizer, stage.steps)
     rows = _rows(mesh, stage.prompts_per_step)
     batch = PairBatch(rows(length), rows(), rows())
-    base = None
     if isinstance(stage, GrpoConfig):
-        check_rows(mesh, "warmup.prompts_per_step", stage.prompts_per_step, stage.accumulation)
         step = make_grpo_step(decoder, _ANSWERS, stage, optimizer, mesh, config.seed)
         needed = flops.grpo(model, stage, length)
-        base = abstract(mesh, params) if stage.lora or stage.beta else None
     else:
-        check_rows(mesh, "warmup.prompts_per_step", stage.prompts_per_step)
         step = supervised.make_step(decoder, _ANSWERS, stage, optimizer, mesh)
         needed = flops.supervised(model, stage, length)
-        base = abstract(mesh, params) if stage.lora else None
-    learnt = jax.eval_shape(lambda params: init_learnt(stage.lora, model, params, jax.random.key(0)), params)
-    state = state_layout(optimizer, mesh, learnt)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    return Job("warmup", step, {"state": state, "base": base, "batch": batch, "number": number}, needed)
+    arguments = _learning(stage, optimizer, model, params, mesh)
+    return Job("warmup", step, arguments | {"batch": batch, "number": jax.ShapeDtypeStruct((), jnp.int32)}, needed)
 
 
 def _score(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job:
     """With the widest layout: of the layouts of a run, the one that must fit."""
     stage, length, model = config.score, config.prompt.max_length, decoder.config
     assert stage is not None
-    check_rows(mesh, "score.queries_per_step", stage.queries_per_step, stage.accumulation)
+    check_score(stage, mesh)
     optimizer = make_optimizer(stage.optimizer, stage.steps)
     step = make_score_step(decoder, _ANSWERS[:2], stage, optimizer, mesh)
     Q, C = stage.queries_per_step, stage.documents_per_query
     queries, documents = _rows(mesh, Q), _rows(mesh, Q * C)
     prompts = GroupPrompts(queries(0), queries(), (Part(documents(length), documents(), documents()),))
     batch = GroupBatch(prompts, queries(C, dtype="float32"), queries(C, dtype="bool"))
-    learnt = jax.eval_shape(lambda params: init_learnt(stage.lora, model, params, jax.random.key(0)), params)
-    state = state_layout(optimizer, mesh, learnt)
-    base = abstract(mesh, params) if stage.lora or stage.anchor else None
-    return Job("score", step, {"state": state, "base": base, "batch": batch}, flops.score(model, stage, length))
+    arguments = _learning(stage, optimizer, model, params, mesh) | {"batch": batch}
+    return Job("score", step, arguments, flops.score(model, stage, length))
 
 
 def _rerank(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job:
     length = config.prompt.max_length
-    count = max(TOKENS_PER_BATCH // length, 1) * mesh.size
+    count = rows_per_batch(length, mesh)
     rows = _rows(mesh, count)
     scorer = make_scorer(decoder, _ANSWERS[:2], mesh)
     arguments = {"params": abstract(mesh, params), "tokens": rows(length), "lengths": rows()}
     return Job("rerank", scorer, arguments, flops.forward(decoder.config, count * length, length / 2))
+
+
+def _learning(
+    stage: StageConfig, optimizer: optax.GradientTransformation, model: DecoderConfig, params: Any, mesh: Mesh
+) -> dict[str, Any]:
+    """The training state, and the base where the stage reads it."""
+    learnt = jax.eval_shape(lambda params: init_learnt(stage.lora, model, params, jax.random.key(0)), params)
+    base = abstract(mesh, params) if stage.reads_base else None
+    return {"state": state_layout(optimizer, mesh, learnt), "base": base}
 
 
 def _rows(mesh: Mesh, count: int) -> Callable[..., jax.ShapeDtypeStruct]:

@@ -29,7 +29,6 @@ LOST = 76
 """Exit status: another process of the run ended, or could not be reached; start the run again."""
 HEARTBEAT_SECONDS = 10
 """How long a process may be silent before the others take it for gone."""
-JOIN_SECONDS = 300
 
 _GOOGLE = "0x1ae0"
 _TOLD = b"prorank ends with status "
@@ -72,7 +71,7 @@ def on_cloud_tpu(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     return any(vendor.read_text().strip() == _GOOGLE for vendor in devices.glob("*/vendor"))
 
 
-def join(group: Group | None, seconds: int = JOIN_SECONDS) -> None:
+def join(group: Group | None, seconds: int) -> None:
     """Connects this process with the others of its run. Before anything asks JAX for its devices.
 
     Args:

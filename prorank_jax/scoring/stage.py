@@ -85,8 +85,8 @@ def train_score(
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
-    base = params if config.lora or config.anchor else None
-    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=base is not None)
+    base = params if config.reads_base else None
+    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
     step = make_step(decoder, prompt.answer_ids, config, optimizer, mesh)
     own = own_rows(mesh, config.queries_per_step)
     documents, longest = config.documents_per_query, prompt.max_length

@@ -33,8 +33,12 @@ HEADLINE = ("reward", "format_rate", "accuracy", "kl")
 COMPLETIONS = "completions.jsonl"
 
 
-def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder: Decoder, mesh: Mesh) -> None:
+def check_warmup(config: GrpoConfig | SupervisedConfig, longest: int, positions: int, mesh: Mesh) -> None:
     """Refuses what could not be trained, before any work is done.
+
+    Args:
+      longest: tokens of a prompt at most.
+      positions: of the model.
 
     Raises:
       InputError: a batch that does not divide over devices and parts, prompts whose completions the model has no
@@ -44,10 +48,10 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, prompt: Prompt, decoder:
     check_rows(mesh, "warmup.prompts_per_step", rows, config.accumulation if isinstance(config, GrpoConfig) else 1)
     if isinstance(config, GrpoConfig):
         load_rewards(config.rewards, config.group_size, config.max_new_tokens)
-        positions, new = decoder.config.max_positions, config.max_new_tokens
-        if prompt.max_length > positions - new:
+        new = config.max_new_tokens
+        if longest > positions - new:
             raise InputError(
-                f"config: prompt.max_length={prompt.max_length}: the model has {positions} positions, of which "
+                f"config: prompt.max_length={longest}: the model has {positions} positions, of which "
                 f"warmup.max_new_tokens takes {new}; use at most {positions - new}"
             )
 
@@ -76,8 +80,8 @@ def train_warmup(
     optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
-    base = params if config.lora or (grpo and grpo.beta) else None
-    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=base is not None)
+    base = params if config.reads_base else None
+    state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
     if done == config.steps:
         return merged(config.lora, params, state.params)
     answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
