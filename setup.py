@@ -17,6 +17,7 @@ CORE = [
     "array_record>=0.8.6",
     "bm25s>=0.3.16",
     "cbor2>=6.3.0",
+    "etils[epath]>=1.15.0",
     "flax>=0.12.8",
     "grain>=0.2.18",
     "huggingface_hub>=2.4.0",
@@ -44,8 +45,10 @@ CORE = [
 # The reference of tests and benchmarks, and of nothing else; one exact torch keeps their numbers still. The tests call
 # a method of TRL that is not of its interface, hence the upper bound.
 REFERENCE = ["sentence-transformers>=6.2.0", "torch==2.13.0", "trl>=1.16.0,<1.17"]
+GCS = ["gcsfs>=2026.10.1"]
 TEST = [
     *REFERENCE,
+    *GCS,
     # Compiles for TPUs where there is none.
     "jax[tpu]>=0.10,<0.12",
     "mypy>=2.4.1",
@@ -79,6 +82,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
+        "gcs": GCS,
         "test": TEST,
         "bench": REFERENCE,
         "serve": SERVE,

@@ -29,6 +29,7 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
     from prorank_jax.data.candidates import candidates
     from prorank_jax.data.collections import open_collection
     from prorank_jax.data.runs import Run
+    from prorank_jax.evaluate import nothing
     from prorank_jax.evaluation.rerank import CHUNK_TOKENS, rerank_into
     from prorank_jax.reranker import Batch, Reranker, _scorer
 
@@ -40,7 +41,9 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
 
     def whole(part: Run, folder: Path) -> float:
         start = time.perf_counter()
-        rerank_into(folder / "run.trec", {}, reranker, collection, part, show_progress=False, instruction=None)
+        rerank_into(
+            folder / "run.trec", {}, reranker, collection, part, show_progress=False, instruction=None, kept=nothing
+        )
         return time.perf_counter() - start
 
     def chunks(part: Run) -> Iterator[list[tuple[str, str]]]:

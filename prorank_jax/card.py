@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from prorank_jax import __version__
-from prorank_jax.atomic import write_atomically
 from prorank_jax.config import RunConfig
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt
+from prorank_jax.storage import Place, exists, fetched, in_bucket, write_text
 from prorank_jax.templates import DOCUMENT, PAIR, QUERY, render
 
 RECORD = "prorank.json"
@@ -58,34 +58,36 @@ def run_record(config: RunConfig, stage: str, step: int) -> Record:
 
 
 def public_name(source: str) -> str:
-    """A hub id or a builtin as it is; of a path, which is nobody else's, the last part."""
+    """A hub id or a builtin as it is; of a path or a URL of a bucket, which are nobody else's, the last part."""
     path = Path(source)
+    if in_bucket(source):
+        return path.name
     return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Place) -> Record | None:
     """The record of an exported folder; None where it has none.
 
     Raises:
       InputError: it is damaged.
     """
     path = folder / RECORD
-    if not path.exists():
+    if not exists(path):
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(fetched(path)).read_text(encoding="utf-8"))
         return Record(**(content | {"measured": tuple(content["measured"])}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not what prorank export writes ({error}); export the model again") from None
 
 
-def write_record(folder: Path, record: Record, prompt: Prompt) -> None:
+def write_record(folder: Place, record: Record, prompt: Prompt) -> None:
     """Writes `prorank.json` and `README.md`."""
-    write_atomically(folder / RECORD, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / CARD, model_card(record, prompt))
+    write_text(folder / RECORD, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / CARD, model_card(record, prompt))
 
 
-def add_measurement(folder: Path, figures: Figures, prompt: Prompt) -> None:
+def add_measurement(folder: Place, figures: Figures, prompt: Prompt) -> None:
     """Adds the figures of a collection to an exported folder and its card; those of the same protocol are replaced.
 
     Nothing is added to a folder that is not an export or cannot be written, and no figures without nDCG@10, which is
@@ -99,7 +101,7 @@ def add_measurement(folder: Path, figures: Figures, prompt: Prompt) -> None:
     # What was measured may have been cut shorter than what the folder is made for.
     prompt = replace(prompt, max_length=prompt.tokenizer.model_max_length)
     kept = [known for known in record.measured if known["protocol"] != figures["protocol"]]
-    with suppress(OSError):  # the figures are in metrics.json as well
+    with suppress(OSError, InputError):  # the figures are in metrics.json as well
         write_record(folder, replace(record, measured=(*kept, figures)), prompt)
 
 

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig, warmup_method
 from prorank_jax.errors import InputError
+from prorank_jax.storage import Place, fetched
 
 S = TypeVar("S", bound=BaseModel)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Place, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML file and `key=value` overrides into a checked configuration.
 
     Raises:
@@ -30,13 +31,13 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return parse_config(tree, source=str(path))
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Place) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
     Raises:
       InputError: the file is missing or not YAML, or holds something else.
     """
-    path = Path(path)
+    path = Path(fetched(path))
     try:
         tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,7 +12,7 @@ What is scored is kept in `run.trec.part`. Work that was cut goes on where it wa
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -52,6 +52,10 @@ class IdentifiedScorer(PairScorer, Protocol):
         """Changes with anything that a score comes from."""
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The candidates of a collection, to be reranked and measured.
@@ -63,6 +67,7 @@ class Evaluation:
       depth: candidates asked for per query, for the protocol.
       metrics: what `measures.check_metrics` gives.
       instruction: as `Reranker.predict`.
+      kept: called after each chunk of work that need not be done again.
     """
 
     reranker: IdentifiedScorer | None
@@ -72,6 +77,7 @@ class Evaluation:
     depth: int
     metrics: tuple[str, ...] = DEFAULT_METRICS
     instruction: str | None = None
+    kept: Callable[[], None] = nothing
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -149,7 +155,14 @@ class Evaluation:
             ranked = self.run
         else:
             ranked = rerank_into(
-                out / RUN_FILE, self.made_of, self.reranker, self.collection, self.run, show_progress, self.instruction
+                out / RUN_FILE,
+                self.made_of,
+                self.reranker,
+                self.collection,
+                self.run,
+                show_progress,
+                self.instruction,
+                self.kept,
             )
         return self.write_ranked(out, ranked, tag="first-stage" if self.reranker is None else "prorank")
 

@@ -6,7 +6,6 @@ the same scores, for servers that know classifiers only. A folder appears whole 
 """
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,13 @@ from prorank_jax.model.hf import ModelFolder, classifier_config, load_pretrained
 from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
+from prorank_jax.storage import Place, copy_of, exists, holds_files, replaced
 
 KINDS = ("causal", "seq-cls")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: str = "float32") -> SavedStep:
+def export_checkpoint(source: Place, out: Place, *, kind: str = "causal", dtype: str = "float32") -> SavedStep:
     """Exports any step of a run folder: RUN, RUN/score, RUN/score/checkpoints/STEP (see `find_checkpoint`).
 
     The card shows what was measured of the run's own export where that is of the same step and dtype.
@@ -57,7 +57,7 @@ def export_checkpoint(source: Path, out: Path, *, kind: str = "causal", dtype: s
 
 
 def export_model(
-    folder: Path, base: ModelFolder, params: Params, prompt: Prompt, record: Record, *, dtype: str = "float32"
+    folder: Place, base: ModelFolder, params: Params, prompt: Prompt, record: Record, *, dtype: str = "float32"
 ) -> None:
     """Writes `params`, trained from `base`, with its prompt and what is known of it; an older export is replaced.
 
@@ -65,46 +65,42 @@ def export_model(
       InputError: `folder` holds something else; a classifier is asked for that would have other scores.
     """
     check_out(folder, base.folder)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    if record.kind == "causal":
-        save_pretrained(unfinished, params, base.config, base.hf_config, dtype=dtype)
-        generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
-        files = {"generation_config.json": generation, **causal_files(prompt.answer_ids)}
-    else:
-        row = _classifier(base, params, prompt)
-        config = classifier_config(base.hf_config, prompt.pad_id)
-        save_pretrained(unfinished, params, base.config, config, dtype=dtype, classifier=row)
-        files = classifier_files()
-    tokenizer = load_tokenizer(base.folder)
-    tokenizer.chat_template = prompt.template
-    tokenizer.model_max_length = prompt.max_length
-    # transformers saves the attribute only where the tokenizer was made with it.
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    tokenizer.save_pretrained(unfinished)
-    for name, content in files.items():
-        path = unfinished / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    write_record(unfinished, record, prompt)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with replaced(folder, last="config.json") as unfinished:
+        if record.kind == "causal":
+            save_pretrained(unfinished, params, base.config, base.hf_config, dtype=dtype)
+            generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
+            files = {"generation_config.json": generation, **causal_files(prompt.answer_ids)}
+        else:
+            row = _classifier(base, params, prompt)
+            config = classifier_config(base.hf_config, prompt.pad_id)
+            save_pretrained(unfinished, params, base.config, config, dtype=dtype, classifier=row)
+            files = classifier_files()
+        tokenizer = load_tokenizer(base.folder)
+        tokenizer.chat_template = prompt.template
+        tokenizer.model_max_length = prompt.max_length
+        # transformers saves the attribute only where the tokenizer was made with it.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        tokenizer.save_pretrained(unfinished)
+        for name, content in files.items():
+            path = unfinished / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_record(unfinished, record, prompt)
 
 
-def check_out(folder: Path, base: Path) -> None:
+def check_out(folder: Place, base: Path) -> None:
     """Refuses to replace anything but an older export.
 
     Raises:
       InputError: there is a file, a folder with other things in it, or the base model.
     """
-    if folder.exists() and folder.resolve() == base.resolve():
+    if holds_files(folder) and copy_of(folder).resolve() == base.resolve():
         raise InputError(f"{folder}: is the base model itself; give another folder")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists()):
+    if holds_files(folder) and not exists(folder / RECORD):
         raise InputError(f"{folder}: there already, and not an exported model; give another folder")
 
 
-def saved_parameters(workdir: Path, config: RunConfig, saved: SavedStep, decoder: DecoderConfig) -> Params:
+def saved_parameters(workdir: Place, config: RunConfig, saved: SavedStep, decoder: DecoderConfig) -> Params:
     """The parameters after a step; adapters are merged into the network that they were trained beside."""
     stage = config.warmup if saved.stage == "warmup" else config.score
     lora = None if stage is None else stage.lora

@@ -20,6 +20,7 @@ from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.errors import InputError
 from prorank_jax.pieces import Pieces, Slot, cut_template, find_answer_ids
 from prorank_jax.slots import encode_slots, slot_tokenizer
+from prorank_jax.storage import fetched
 from prorank_jax.templates import (
     DOCUMENT,
     INSTRUCTION,
@@ -316,7 +317,7 @@ def build_prompt(
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(fetched(path)).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a file in prompt.template") from None
     except UnicodeDecodeError as error:

@@ -6,14 +6,13 @@ export/           the model
 evaluation/       run.trec and metrics.json of each collection
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
-from prorank_jax.atomic import write_atomically
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.storage import Place, exists, in_bucket, write_text
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -27,13 +26,13 @@ class SavedStep(NamedTuple):
     step: int
 
 
-def check_run_folder(config: RunConfig, workdir: Path) -> None:
+def check_run_folder(config: RunConfig, workdir: Place) -> None:
     """Refuses a run folder that was made with another configuration; says which keys differ.
 
     Another mesh is no other configuration: a run may go on on other devices.
     """
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not exists(path):
         return
     made = load_config(path)
     if changed := differences(made, config.model_copy(update={"mesh": made.mesh})):
@@ -43,24 +42,25 @@ def check_run_folder(config: RunConfig, workdir: Path) -> None:
         )
 
 
-def open_run_folder(config: RunConfig, workdir: Path) -> None:
+def open_run_folder(config: RunConfig, workdir: Place) -> None:
     """Makes the run folder and keeps the configuration in it.
 
     Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG_FILE, dump_config(config))
+        if not in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / CONFIG_FILE, dump_config(config))
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None
 
 
-def checkpoints(workdir: Path, stage: str) -> Checkpoints:
+def checkpoints(workdir: Place, stage: str) -> Checkpoints:
     """The checkpoints of a stage, for reading."""
     return Checkpoints(workdir / stage / CHECKPOINTS, keep=1)
 
 
-def find_checkpoint(path: Path) -> tuple[Path, SavedStep]:
+def find_checkpoint(path: Place) -> tuple[Place, SavedStep]:
     """The run folder and the step that a path names: RUN, RUN/score or RUN/score/checkpoints/120.
 
     A path without a step means the best one where the stage was measured, else the newest; a run folder means the last
@@ -69,8 +69,9 @@ def find_checkpoint(path: Path) -> tuple[Path, SavedStep]:
     Raises:
       InputError: no run folder there, or no such finished step.
     """
-    lying = path.absolute()
-    run = next((folder for folder in (lying, *lying.parents) if (folder / CONFIG_FILE).is_file()), None)
+    lying: Place = path if in_bucket(path) else path.absolute()
+    above = (lying, *lying.parents)[:4]
+    run = next((folder for folder in above if exists(folder / CONFIG_FILE)), None)
     named = () if run is None else lying.relative_to(run).parts
     shape_is_known = len(named) <= 3 and named[:1] in ((), *((stage,) for stage in STAGES))
     if run is None or not shape_is_known or named[1:2] not in ((), (CHECKPOINTS,)):

@@ -18,7 +18,7 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.collections import open_collection, splits
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
-from prorank_jax.evaluate import RUN_FILE, Evaluation, Summary
+from prorank_jax.evaluate import RUN_FILE, Evaluation, Summary, nothing
 from prorank_jax.evaluation.cost import Work, estimate, total, work_of
 from prorank_jax.evaluation.first_stage import FirstStage, kept_candidates
 from prorank_jax.evaluation.fusion import fuse, tune
@@ -27,6 +27,7 @@ from prorank_jax.evaluation.suites import SuiteConfig
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import CONFIG_FILE
+from prorank_jax.storage import Place, exists, in_bucket, place
 
 FIRST_STAGE = "first-stage"
 _NAME = re.compile(r"[\w.+-]+")
@@ -159,12 +160,14 @@ class Suite:
     folders: Folders
     settings: Settings
     tell: Callable[[str], None]
+    kept: Callable[[], None] = nothing
+    """Called after each chunk of work that need not be done again."""
 
     def measure(
         self,
         models: Sequence[Model],
         load: Callable[[Model], Reranker],
-        measured: Callable[[Path, Summary, Prompt], None],
+        measured: Callable[[Place, Summary, Prompt], None],
     ) -> list[System]:
         """Evaluates every model on every collection, one model in memory at a time; without models, the first stage.
 
@@ -186,9 +189,9 @@ class Suite:
             for line in self.cost(model, reranker):
                 self.tell(line)
             system = self._measured(model.label, reranker)
-            if Path(model.source).is_dir():
+            if in_bucket(model.source) or Path(model.source).is_dir():
                 for summary in system.summaries.values():
-                    measured(Path(model.source), summary, reranker.prompt)
+                    measured(place(model.source), summary, reranker.prompt)
             fused = self._fused(system, reranker)
             systems += [system, fused] if fused.summaries else [system]
         return systems
@@ -236,15 +239,14 @@ class Suite:
         """Of a job's collection, or of the split that its fusion is tuned on."""
         run = self._candidates(job, collection)
         stage, settings = job.first_stage, self.settings
-        return Evaluation(
-            reranker, collection, run, stage.told, stage.depth, settings.metrics, job.instruction if reranker else None
-        )
+        instruction = job.instruction if reranker else None
+        return Evaluation(reranker, collection, run, stage.told, stage.depth, settings.metrics, instruction, self.kept)
 
     def _candidates(self, job: Job, collection: Collection) -> Run:
         return kept_candidates(collection, job.first_stage, self.folders.candidates(collection), show_progress=True)
 
 
-def default_out(models: Sequence[Model], suite: str | None, jobs: Sequence[Job], single: bool) -> Path:
+def default_out(models: Sequence[Model], suite: str | None, jobs: Sequence[Job], single: bool) -> Place:
     """`evaluation/NAME` in the run folder that the only model is of, else here; NAME is the suite or the collection.
 
     Here, one collection's folder lies in one of the model's name: another model does not replace its figures.
@@ -253,8 +255,8 @@ def default_out(models: Sequence[Model], suite: str | None, jobs: Sequence[Job],
       suite: as the command line names it.
     """
     name = jobs[0].slug if suite is None else Path(suite).stem
-    if len(models) == 1 and (Path(models[0].source).parent / CONFIG_FILE).exists():
-        return Path(models[0].source).parent / "evaluation" / name
+    if len(models) == 1 and exists((run := place(models[0].source).parent) / CONFIG_FILE):
+        return run / "evaluation" / name
     of_model = models[0].label if models else FIRST_STAGE
     return Path("evaluation") / of_model / name if single else Path("evaluation") / name
 
@@ -268,7 +270,8 @@ def _ranked(folder: Path, run: Run) -> Run:
 def _folder_name(source: str) -> str:
     """`a` of `runs/a/export`; hub ids and builtins as they are."""
     path = Path(source)
-    if not path.exists():
-        return source
-    path = path.resolve()
+    if not in_bucket(source):
+        if not path.exists():
+            return source
+        path = path.resolve()
     return path.parent.name if path.name == "export" else path.name

@@ -5,7 +5,6 @@ Started again on the same folder, a run goes on where it stopped; a finished sta
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from prorank_jax.runtime.mesh import make_mesh, on_process_0, shardings, wait_fo
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.scoring.development import Development
 from prorank_jax.scoring.stage import check_score, train_score
+from prorank_jax.storage import Place, kept_here
 from prorank_jax.warmup.stage import check_warmup, train_warmup
 
 
@@ -38,12 +38,12 @@ class Trained:
     decoder: Decoder
     prompt: Prompt
     final: Params
-    export: Path
+    export: Place
     development: dict[str, float]
     """nDCG@10 of the held-out queries of `score.dev`: "first stage", "before" and "after"; empty without any."""
 
 
-def train(config: RunConfig, workdir: Path, preemption: Preemption | None = None) -> Trained:
+def train(config: RunConfig, workdir: Place, preemption: Preemption | None = None) -> Trained:
     """Runs the stages that the configuration names, and exports the result to `workdir/export`.
 
     In a run of several processes each of them makes this call, on one `workdir` that all of them see.
@@ -71,7 +71,7 @@ def train(config: RunConfig, workdir: Path, preemption: Preemption | None = None
     development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
-    mixture = open_mixture(config.data, workdir / "data", single=single, losses=losses)
+    mixture = open_mixture(config.data, kept_here(workdir / "data"), single=single, losses=losses)
     for instruction in mixture.instructions:
         prompt.with_instruction(instruction)
     sources, weights, _ = mixture

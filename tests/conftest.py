@@ -20,6 +20,7 @@ import pytest
 Prorank = Callable[..., tuple[int, str, str]]
 
 if TYPE_CHECKING:
+    from fake_gcs import FakeGcs
     from transformers import PreTrainedTokenizerFast
 
     from prorank_jax.prompt import Prompt
@@ -40,6 +41,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # compilation cache, devices then take them in different orders, wait for one another, and are aborted after 40 s.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Who this is is not asked of Google's metadata server.
+os.environ["FSSPEC_GCS_TOKEN"] = "anon"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -154,6 +157,25 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(world, "SPLITS", {"train": 3, "test": 2})
         world.write_world(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cloud() -> "Iterator[FakeGcs]":
+    """A stand-in for Google Cloud Storage, which this process and its children use."""
+    from fake_gcs import environment, serving
+
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(server).items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(cloud: "FakeGcs") -> str:
+    """An empty bucket of it, by its name."""
+    name = f"lab-{len(cloud.objects)}"
+    cloud.objects[name] = {}
+    return name
 
 
 @pytest.fixture

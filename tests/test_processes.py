@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from fake_gcs import FakeGcs
 from test_train import content, rows
 
 from prorank_jax.config import RunConfig
@@ -55,7 +56,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start(config: Path, workdir: Path, log: Path, *options: str, devices: int = 4) -> "subprocess.Popen[bytes]":
+def start(config: Path, workdir: Path | str, log: Path, *options: str, devices: int = 4) -> "subprocess.Popen[bytes]":
     """A training process; what it prints goes to files beside `log`."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
@@ -63,7 +64,7 @@ def start(config: Path, workdir: Path, log: Path, *options: str, devices: int = 
         return subprocess.Popen(command, stdout=out, stderr=err, env=environment)
 
 
-def start_two(config: Path, workdir: Path, logs: Path, *options: str) -> "list[subprocess.Popen[bytes]]":
+def start_two(config: Path, workdir: Path | str, logs: Path, *options: str) -> "list[subprocess.Popen[bytes]]":
     logs.mkdir(exist_ok=True)
     group = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
     return [
@@ -128,6 +129,22 @@ def test_two_processes_give_what_one_gives(
     for stage in ("warmup", "score"):
         for here, there in zip(rows(undisturbed, stage), rows(tmp_path / "run", stage), strict=True):
             assert here == pytest.approx(there, abs=1e-5)
+
+
+def test_two_processes_share_a_bucket(
+    cloud: FakeGcs, bucket: str, undisturbed: Path, config: Path, tmp_path: Path
+) -> None:
+    run = f"gs://{bucket}/run"
+    # One is asked to end in the first stage; both go on.
+    processes = start_two(config, run, tmp_path / "first")
+    wait_until(lambda: "config.yaml" in cloud.names(bucket, "run/"))
+    processes[0].send_signal(signal.SIGTERM)
+    assert ends(processes) == [75, 75], (tmp_path / "first" / "1.err").read_text()
+    assert ends(start_two(config, run, tmp_path / "second")) == [0, 0], (tmp_path / "second" / "1.err").read_text()
+    names = cloud.names(bucket, "run/export/")
+    assert {name: cloud.objects[bucket][f"run/export/{name}"].content for name in names} == content(
+        undisturbed / "export"
+    )
 
 
 class EndsAfter(Preemption):

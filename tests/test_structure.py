@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prorank_jax"
 # From the bottom up; a module imports its own layer and those below. A name ending in a dot stands for all
 # modules under it that no other line names.
 LAYERS = [
-    ["config", "config_file", "errors", "atomic", "progress", "cache", "tables", "ahead"],
+    ["config", "config_file", "errors", "atomic", "progress", "cache", "storage", "tables", "ahead"],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
@@ -39,12 +39,15 @@ LAYERS = [
         "scoring.stage",
         "scoring.development",
     ],
-    ["cli"],
+    ["cli", "cli_data", "cli_options"],
 ]
 ONLY_IN = {
     "flax": ["model/"],
     "ranx": ["evaluation/compiled.py"],
     "orbax": ["runtime/checkpoint.py"],
+    "etils": ["storage.py"],
+    "fsspec": ["storage.py"],
+    "gcsfs": ["storage.py"],
     "torch": [],
     "tensorflow": [],
 }

@@ -11,6 +11,7 @@ from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.bm25_index import ANSERINI, BM25
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
+from prorank_jax.storage import fetched, in_bucket
 
 __all__ = ["BM25", "candidates", "find_run"]
 
@@ -74,10 +75,12 @@ def find_run(collection: Collection, source: str) -> Path:
             raise InputError(
                 f"candidates={source!r}: {{{unknown[0]}}} is not known; {{collection}} and {{split}} are filled in"
             )
-        path = Path(source.replace("{collection}", collection.name).replace("{split}", collection.split))
+        path = Path(fetched(source.replace("{collection}", collection.name).replace("{split}", collection.split)))
         if not path.is_file():
             raise InputError(f"candidates={source!r}: {path}: no such file; give each collection its run")
         return path
+    if in_bucket(source):
+        return Path(fetched(source))
     names = _own_runs(collection)
     found = [name for name in names if f"{name}.".startswith(f"{source}.")]
     if len(found) > 1:

@@ -21,6 +21,7 @@ from prorank_jax.data.download import fetch
 from prorank_jax.data.prepared_collection import TFDS_VERSION, PreparedCollection, read_prepared, records_of
 from prorank_jax.data.published import BEIR, COLLECTIONS, zip_of
 from prorank_jax.errors import InputError
+from prorank_jax.storage import fetched
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def open_collection(source: str | Path, split: str) -> Collection:
     Raises:
       InputError: as `prepare_collection`; there is no such split (with those there are), or no judgement is usable.
     """
+    source = fetched(source)
     collection = prepare_collection(source).split(split)
     return replace(collection, folder=Path(source)) if is_beir(source) else collection
 
@@ -57,7 +59,7 @@ def prepare_collection(source: str | Path) -> PreparedCollection:
       InputError: there is no such thing (with the nearest names); a file is missing or malformed (with its line);
         a download fails or is not the published file; the cache cannot be written.
     """
-    where = _locate(source)
+    where = _locate(fetched(source))
     folder = where.folder / TFDS_VERSION
     with suppress(InputError):
         # Without the lock, so that a cache may be read where it cannot be written.
@@ -71,7 +73,7 @@ def prepare_collection(source: str | Path) -> PreparedCollection:
 
 def is_collection(source: str | Path) -> bool:
     """Whether it is a BEIR folder, whole or not, a zip, or reads as the name of a collection, known or not."""
-    path = Path(source)
+    path = Path(fetched(source))
     if path.exists():
         return is_beir(path) or _is_zip(path)
     return _is_zip(path) or str(source).startswith(("beir/", "nano-beir/"))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from prorank_jax.data.lines import parse_object, read_lines
 from prorank_jax.data.rows import FIELDS, SHAPES, checked, of_one_shape
 from prorank_jax.errors import InputError
+from prorank_jax.storage import fetched
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hf://datasets/"
@@ -62,14 +63,14 @@ def read_fields(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def find_files(path: str | Path) -> list[Path]:
     """The files that a path means: a file, the files of a folder or pattern, or of `hf://datasets/OWNER/NAME/PATTERN`,
-    downloaded or found in the local cache. In the order of their names.
+    downloaded or found in the local cache; of a bucket, their copies. In the order of their names.
 
     Raises:
       InputError: there are none, or the hub cannot give them.
     """
     if str(path).startswith(HUB):
         return _from_hub(str(path))
-    found = Path(path)
+    found = Path(fetched(path))
     if found.is_dir():
         if files := _with_suffix(found.iterdir()):
             return files
@@ -78,7 +79,7 @@ def find_files(path: str | Path) -> list[Path]:
         if not found.name.endswith(SUFFIXES):
             raise InputError(f"{found}: not a file of rows; its name ends in one of {', '.join(SUFFIXES)}")
         return [found]
-    if _GLOB & set(str(path)):
+    if _GLOB & set(str(found)):
         anchor = Path(found.anchor or ".")
         pattern = str(found.relative_to(found.anchor) if found.anchor else found)
         if files := _with_suffix(anchor.glob(pattern)):

@@ -15,6 +15,7 @@ from prorank_jax.data.examples import JudgedSource, Selection, Source
 from prorank_jax.data.prepare import prepare
 from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared
 from prorank_jax.errors import InputError
+from prorank_jax.storage import fetched
 
 _OF_COLLECTIONS = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
 
@@ -56,7 +57,7 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losse
 
 
 def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
-    folder = Path(config.path)
+    folder = Path(fetched(config.path))
     if is_collection(config.path):
         return _open_judged(place, config)
     for field, value in config.model_dump(include=set(_OF_COLLECTIONS)).items():

@@ -4,7 +4,7 @@ Where chunks end depends on the candidates and on the prompt's length alone, and
 it: work that was cut goes on behind the last whole chunk, and ends with the same bytes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,8 +62,9 @@ def rerank_into(
     run: Run,
     show_progress: bool,
     instruction: str | None,
+    kept: Callable[[], None],
 ) -> Run:
-    """The same, with what is scored kept beside `out`, where a later call finds it."""
+    """The same, with what is scored kept beside `out`, where a later call finds it; `kept` is called after a chunk."""
     with Part(out) as part:
         found = part.open(dict(made_of))
         with progress("reranking", len(run), show_progress, done=found) as advance:
@@ -75,6 +76,7 @@ def rerank_into(
                     for document_id, score in ranking
                 ]
                 part.add("".join(lines).encode("utf-8"), len(scored))
+                kept()
                 advance(len(scored))
         reranked: Run = {query_id: [] for query_id in run}
         for _, line in read_lines(part.path):

@@ -20,6 +20,7 @@ from prorank_jax.config_file import parse_section, read_mapping
 from prorank_jax.data.published import NANO_BEIR
 from prorank_jax.errors import InputError
 from prorank_jax.evaluation.averages import BEIR_13, FORUMS
+from prorank_jax.storage import fetched
 
 
 class CollectionConfig(Section):
@@ -71,6 +72,6 @@ def load_suite(name: str) -> SuiteConfig:
     """
     if name in BUILTIN:
         return BUILTIN[name]
-    if not Path(name).is_file():
+    if not Path(fetched(name)).is_file():
         raise InputError(f"--suite={name!r}: no such suite or file; use {', '.join(BUILTIN)}, or a YAML file")
     return parse_section(SuiteConfig, read_mapping(name), source=name)

@@ -20,6 +20,7 @@ from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
 from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
 from prorank_jax.model.weights import INDEX, WEIGHTS, Weights
+from prorank_jax.storage import fetched
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
 SHARD_BYTES = 5 * 10**9
@@ -46,18 +47,18 @@ class Pretrained(ModelFolder):
 
 
 def resolve(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
-    """The local folder of a folder, a built-in model, or a hub id (downloaded, or found in the local cache).
+    """The folder on this machine of a folder, a built-in model, or a hub id (downloaded, or found in the local cache).
 
     Args:
-      files: patterns of what a hub id is asked for.
+      files: patterns of what is asked of a hub id or of a bucket.
 
     Raises:
       InputError: there is no such folder and the hub cannot give it.
     """
     if str(source) in BUILTIN:
         return BUILTIN[str(source)]
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := Path(fetched(source, files))).is_dir():
+        return folder
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise InputError(f"{source}: no such model folder; give a folder with config.json, or a hub id owner/name")
     from huggingface_hub import snapshot_download

@@ -8,7 +8,6 @@ describes. Every process of a multi-host run makes the same calls on one shared 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from prorank_jax.errors import InputError
+from prorank_jax.storage import Place, in_bucket
 
 State = Any
 """A pytree of arrays: nested dicts, tuples, optax states."""
@@ -30,9 +30,9 @@ logging.set_verbosity(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one stage: the newest `keep` of them, and the best of those that were measured."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Place, keep: int):
         """Reads what lies in `folder`; the folder is made by the first save."""
-        self._folder = Path(folder).absolute()
+        self._folder: Place = folder if in_bucket(folder) else folder.absolute()
         # Deleting what killed runs left is Orbax's at the next save of that step: doing it here could delete
         # what another process is just writing.
         self._manager = ocp.CheckpointManager(

@@ -28,10 +28,12 @@ from rich.progress import (
 )
 
 from prorank_jax.errors import InputError
+from prorank_jax.storage import Mirror, Place, fetched
 
 FILE_NAME = "metrics.jsonl"
 TIME_FIELDS = ("tokens_per_second", "seconds")
 """The fields of a row that a clock decides, which come last in it."""
+_PUBLISH_SECONDS = 30.0
 
 Row = dict[str, Any]
 
@@ -43,7 +45,7 @@ class RowFile:
 
     Args:
       path: the file.
-      resume_from: the step that was restored, 0 at the start; later rows are dropped.
+      resume_from: the step that was restored; later rows are dropped. 0 drops all.
     """
 
     def __init__(self, path: Path, resume_from: int):
@@ -51,7 +53,8 @@ class RowFile:
         if not self._writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.kept = [row for row in read_metrics(path) if row["step"] <= resume_from] if path.exists() else []
+        there = read_metrics(path) if resume_from and path.exists() else []
+        self.kept = [row for row in there if row["step"] <= resume_from]
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
         os.replace(unfinished, path)
@@ -78,26 +81,29 @@ class MetricsWriter:
     """Writes the metrics of one stage; a context manager. In a multi-host run only process 0 writes.
 
     Args:
-      folder: the stage's folder; holds `metrics.jsonl` and the TensorBoard events.
+      folder: the stage's folder; holds `metrics.jsonl` and the TensorBoard events. Where it lies in a bucket, what is
+        written is there some seconds later, or after `publish`.
       stage: its name on the screen.
       total_steps: the last step.
-      resume_from: the step that was restored, 0 at the start; later rows are dropped.
+      resume_from: the step that was restored, 0 at the start; as of `RowFile`.
       headline: names of the metrics to print; those that a row lacks are left out.
     """
 
-    def __init__(self, folder: Path, stage: str, total_steps: int, resume_from: int, headline: Sequence[str] = ()):
+    def __init__(self, folder: Place, stage: str, total_steps: int, resume_from: int, headline: Sequence[str] = ()):
         self._writes = jax.process_index() == 0
+        self._resume_from = resume_from
         if not self._writes:
             return
+        self._mirror = Mirror(folder, without=("checkpoints",))
         self._stage, self._total, self._headline = stage, total_steps, headline
-        self._rows = RowFile(folder / FILE_NAME, resume_from)
+        self._rows = RowFile(self._mirror.here / FILE_NAME, resume_from)
         kept = self._rows.kept
         # Where torch is installed tensorboardX imports it, a second that reading rows should not cost.
         from tensorboardX import SummaryWriter
 
         # An event file is named by the second: a quick restart must not overwrite the one before it.
         suffix = f".{resume_from}.{os.getpid()}"
-        self._events = SummaryWriter(str(folder), purge_step=resume_from + 1, filename_suffix=suffix)
+        self._events = SummaryWriter(str(self._mirror.here), purge_step=resume_from + 1, filename_suffix=suffix)
         self._start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -124,6 +130,16 @@ class MetricsWriter:
             self._progress.stop()
             self._events.close()
             self._rows.__exit__(kind, error, trace)
+            self._mirror.__exit__(kind, error, trace)
+
+    def rows(self, name: str) -> RowFile:
+        """Another file of rows in the stage's folder."""
+        return RowFile(self._mirror.here / name if self._writes else Path(name), self._resume_from)
+
+    def publish(self) -> None:
+        """Puts into the stage's folder what has been written. To be called before a checkpoint is."""
+        if self._writes:
+            self._mirror.publish()
 
     def note(self, text: str) -> None:
         """Shows a line above the progress bar."""
@@ -156,6 +172,7 @@ class MetricsWriter:
             if name != "step" and math.isfinite(value):
                 self._events.add_scalar(name, value, step)
         self._events.flush()
+        self._mirror.publish(every=_PUBLISH_SECONDS)
         self._show(step, row)
 
     def _show(self, step: int, row: Row) -> None:
@@ -168,14 +185,14 @@ class MetricsWriter:
             print(f"{self._stage} {step}/{self._total}  {headline}".rstrip(), file=sys.stderr)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Place) -> list[Row]:
     """The rows of a `metrics.jsonl`; a last line that a killed run left half written is left out.
 
     Raises:
       InputError: another line is not a row; names its number.
     """
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = Path(fetched(path)).read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

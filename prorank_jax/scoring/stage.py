@@ -6,7 +6,6 @@ and its result is the best model it came by.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import grain
@@ -29,6 +28,7 @@ from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batc
 from prorank_jax.scoring.development import METRIC, Development
 from prorank_jax.scoring.layout import choose_layouts, first_fit, split
 from prorank_jax.scoring.step import make_step
+from prorank_jax.storage import Place
 
 _SAMPLE = 16
 """Steps whose prompts the layouts of the batches are chosen by."""
@@ -64,7 +64,7 @@ def train_score(
     groups: "grain.MapDataset[Group]",
     development: Development | None,
     mesh: Mesh,
-    folder: Path,
+    folder: Place,
     preemption: Preemption,
 ) -> Scored:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
@@ -118,7 +118,7 @@ def train_score(
     # All steps of a run are one count, so that what was asked for in one stage is heard in the next.
     earlier = run.warmup.steps if run.warmup else 0
     with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer, preemption.training():
-        if development is not None and not read_metrics(folder / FILE_NAME):
+        if development is not None and done == 0:
             writer.write(0, {METRIC: measure(state.params)})
         tokens, since = 0, time.monotonic()
         for number, drawn in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
@@ -138,6 +138,7 @@ def train_score(
             ends = preemption.reached(earlier + number)
             if ends or last or measured or number % config.checkpoint_every == 0:
                 watch.catch_up()
+                writer.publish()
                 checkpoints.save(number, state, found[METRIC] if measured else None)
             if ends:
                 preemption.end("score", number)

@@ -4,7 +4,6 @@ The step is GRPO's (`step.py`) or, to compare with, supervised (`supervised.py`)
 """
 
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,11 @@ from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import check_rows, own_rows, split_rows
-from prorank_jax.runtime.metrics import MetricsWriter, RowFile
+from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.training import Watch, open_state
+from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
 from prorank_jax.warmup.rewards import AnswerTokens, load_rewards
@@ -63,7 +63,7 @@ def train_warmup(
     prompt: Prompt,
     pairs: Pairs,
     mesh: Mesh,
-    folder: Path,
+    folder: Place,
     preemption: Preemption,
 ) -> Params:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
@@ -100,7 +100,7 @@ def train_warmup(
     watch, flat = Watch("warmup", checkpoints), FlatReward()
     with (
         MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer,
-        RowFile(folder / COMPLETIONS, done) as shown,
+        writer.rows(COMPLETIONS) as shown,
         preemption.training(),
     ):
         tokens, since = 0, time.monotonic()
@@ -123,6 +123,7 @@ def train_warmup(
             ends = preemption.reached(number)
             if ends or number % config.checkpoint_every == 0 or number == config.steps:
                 watch.catch_up()
+                writer.publish()
                 checkpoints.save(number, state)
             if ends:
                 preemption.end("warmup", number)
