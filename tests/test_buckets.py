@@ -148,7 +148,7 @@ def test_a_machine_that_is_gone_takes_no_row_along_that_its_checkpoint_has(
 
     workdir = place(f"gs://{bucket}/run")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Mirror, "__exit__", lambda *_: None)
+        patch.setattr(Mirror, "__exit__", lambda mirror, *_: mirror._copy.cleanup())
         train(parse_config(away), workdir, Gone())
     assert [row["step"] for row in rows(workdir / "warmup" / "metrics.jsonl")] == [1, 2]
     train(parse_config(away), workdir)
