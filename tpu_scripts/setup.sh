@@ -20,5 +20,5 @@ cd ~/prorank_jax
 command -v tmux >/dev/null || sudo apt-get install -y -q tmux
 python3 -m pip install --quiet --user uv
 [ -x .venv/bin/python ] || python3 -m uv venv --quiet --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python ".[tpu]"
+python3 -m uv pip install --quiet --python .venv/bin/python ".[tpu,gcs]"
 .venv/bin/prorank --help >/dev/null'
