@@ -71,7 +71,7 @@ class SourceConfig(Section):
     """A collection: its name as beir/scifact, a BEIR folder (corpus.jsonl, queries.jsonl, qrels/<split>.tsv) or a zip
     of one; files of rows (.jsonl, .jsonl.gz, .parquet):
     one, a folder or a pattern of them, or hf://datasets/OWNER/NAME/PATTERN; or a folder that was prepared of such.
-    A relative path is taken from the working directory."""
+    Any of these may lie in a bucket, gs://BUCKET/... A relative path is taken from the working directory."""
     target: Literal["label", "score", "sigmoid", "softmax"] = "label"
     """What the ranking loss learns: `label`; or a teacher's `score` as it is, as a probability by itself (`sigmoid`),
     or among the documents of the group (`softmax`)."""

@@ -49,7 +49,7 @@ def place(path: str | os.PathLike[str]) -> Place:
         return Path(path)
     if not _name(url).partition("/")[2].strip("/"):
         raise InputError(f"{url}: is a whole bucket; give a folder in it, as {_SCHEME}BUCKET/FOLDER")
-    _files(url)
+    _check_installed(url)
     return epath.Path(url)
 
 
@@ -79,10 +79,12 @@ def exists(place: Place) -> bool:
         return place.exists()
     with _reaching(place):
         files, name = _files(place), _name(place)
-        # What is missing in a bucket, and what is in a missing bucket, is told in the same words.
-        files.info(name.partition("/")[0])
         files.invalidate_cache()
-        return bool(files.exists(name))
+        if files.exists(name):
+            return True
+        # What is in a bucket that is missing or closed is not there either.
+        files.info(name.partition("/")[0])
+        return False
 
 
 def holds_files(place: Place) -> bool:
@@ -122,13 +124,8 @@ def fetched(source: str | Place, patterns: Sequence[str] = ("*",)) -> str | Path
     url = os.fspath(source)
     files, name = _files(url), _name(url)
     with _reaching(url):
-        files.invalidate_cache()
-        found = files.glob(name, detail=True) if _GLOB & set(name) else files.find(name, detail=True)
-    wanted = {
-        entry: about
-        for entry, about in found.items()
-        if about["type"] == "file" and not entry.endswith("/") and _matches(entry.removeprefix(f"{name}/"), patterns)
-    }
+        found = _objects(files, name)
+    wanted = {entry: about for entry, about in found.items() if _matches(entry.removeprefix(f"{name}/"), patterns)}
     if not wanted:
         raise InputError(f"{url}: no such file or folder in the bucket; {_ACCESS}")
     with _reaching(url):
@@ -170,8 +167,7 @@ class Mirror:
         self.here = Path(self._copy.name)
         with _reaching(folder):
             files, name = _files(folder), _name(folder)
-            files.invalidate_cache()
-            paths = {entry: _safe(entry.removeprefix(f"{name}/")) for entry in files.find(name)}
+            paths = {entry: _safe(entry.removeprefix(f"{name}/")) for entry in _objects(files, name)}
             wanted = {entry: self.here / path for entry, path in paths.items() if path.parts[0] not in without}
             files.get(list(wanted), list(map(str, wanted.values())))
         self._sent = self._state()
@@ -236,8 +232,7 @@ def replaced(folder: Place, last: str) -> Iterator[Path]:
         paths = [path.relative_to(made).as_posix() for path in sorted(Path(made).rglob("*")) if path.is_file()]
         files, name = _files(folder), _name(folder)
         with _reaching(folder):
-            files.invalidate_cache()
-            for old in sorted(files.find(name), key=lambda entry: entry != f"{name}/{last}"):
+            for old in sorted(_objects(files, name), key=lambda entry: entry != f"{name}/{last}"):
                 files.rm_file(old)
             for path in sorted(paths, key=lambda path: path == last):
                 files.put_file(str(Path(made, path)), f"{name}/{path}")
@@ -245,11 +240,15 @@ def replaced(folder: Place, last: str) -> Iterator[Path]:
 
 def _files(place: str | os.PathLike[str]) -> Any:
     """The file system of the buckets."""
-    if find_spec("gcsfs") is None:
-        raise InputError(f"{os.fspath(place)}: buckets take another package; pip install 'prorank_jax[gcs]'")
+    _check_installed(os.fspath(place))
     import fsspec
 
     return fsspec.filesystem("gcs")
+
+
+def _check_installed(url: str) -> None:
+    if find_spec("gcsfs") is None:
+        raise InputError(f"{url}: buckets take another package; pip install 'prorank_jax[gcs]'")
 
 
 def _name(place: str | os.PathLike[str]) -> str:
@@ -271,6 +270,14 @@ def _reaching(place: str | os.PathLike[str]) -> Iterator[None]:
             raise InputError(f"{cache_folder()}: cannot be written ({error.strerror}); {remedy}") from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{os.fspath(place)}: the bucket refuses ({reason}); {_ACCESS}") from None
+
+
+def _objects(files: Any, name: str) -> dict[str, dict[str, Any]]:
+    """What is known of the object of a name, of those in the folder of a name, or of those that a pattern means."""
+    files.invalidate_cache()
+    found = files.glob(name, detail=True) if _GLOB & set(name) else files.find(name, detail=True)
+    # What the web console makes for an empty folder is an object too.
+    return {entry: about for entry, about in found.items() if about["type"] == "file" and not entry.endswith("/")}
 
 
 def _fetch(files: Any, url: str, wanted: dict[str, Any], copies: Path) -> None:

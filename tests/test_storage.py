@@ -77,6 +77,8 @@ def test_a_file_a_folder_and_a_pattern_are_copied_once(cloud: FakeGcs, bucket: s
         cloud.put(bucket, f"rows/part-{number:03d}.jsonl", f"{number}\n".encode())
     cloud.put(bucket, "rows/deep/er.jsonl", b"deep\n")
     cloud.put(bucket, "rows-of-another/part.jsonl", b"no\n")
+    cloud.put(bucket, "rows/", b"")
+    cloud.put(bucket, "rows/empty/", b"")
     folder = Path(fetched(f"gs://{bucket}/rows"))
     assert folder == cache_folder() / "buckets" / bucket / "rows"
     expected = {f"part-{number:03d}.jsonl": f"{number}\n" for number in range(120)}
@@ -149,6 +151,7 @@ def test_a_full_disk_leaves_no_half_copy(cloud: FakeGcs, bucket: str, monkeypatc
 def test_a_mirror_begins_with_what_is_there_and_gives_back_what_changes(cloud: FakeGcs, bucket: str) -> None:
     cloud.put(bucket, "run/warmup/rows.jsonl", b"1\n")
     cloud.put(bucket, "run/warmup/old", b"old")
+    cloud.put(bucket, "run/warmup/", b"")
     cloud.put(bucket, "run/warmup/checkpoints/5/array", b"array")
     with Mirror(place(f"gs://{bucket}/run/warmup"), without=("checkpoints",)) as mirror:
         here = mirror.here
@@ -162,7 +165,11 @@ def test_a_mirror_begins_with_what_is_there_and_gives_back_what_changes(cloud: F
         mirror.publish(every=60)
         assert stored(cloud, bucket, "run/warmup/")["rows.jsonl"] == "1\n"
         mirror.publish()
-        assert stored(cloud, bucket, "run/warmup/") == {"rows.jsonl": "1\n2\n", "checkpoints/5/array": "array"}
+        assert stored(cloud, bucket, "run/warmup/") == {
+            "": "",
+            "rows.jsonl": "1\n2\n",
+            "checkpoints/5/array": "array",
+        }
         (here / "sub").mkdir()
         (here / "sub" / "late").write_text("late")
     assert stored(cloud, bucket, "run/warmup/")["sub/late"] == "late"
