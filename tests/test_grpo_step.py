@@ -130,8 +130,10 @@ def on_device(batch):
     return jax.tree.map(jnp.asarray, batch)
 
 
-QUICKLY: Any = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-"""How to compile: the other emitters of fusions compute the same, and take three times as long to be compiled."""
+QUICKLY: Any = {"xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):
+    # The other emitters of fusions compute the same, and take three times as long to be compiled.
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 
 @cache

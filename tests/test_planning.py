@@ -59,6 +59,8 @@ ENTRY %main (a: f32[4]) -> f32[] {
   %reduced = (f32[]{:T(128)}, f32[16,4]{1,0}) all-reduce(%l, %g), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
   %scattered = f32[2,3]{1,0} reduce-scatter(%h), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %begun = (bf16[2]{0}, bf16[16]{0}) all-gather-start(%m), replica_groups={}, dimensions={0}
+  %named = f32[4]{0} all-reduce(%l), replica_groups=mesh['data'=2,'fsdp'=4] {'data'}, to_apply=%add
+  %both = f32[4]{0} all-reduce(%l), replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}, to_apply=%add
   %big = f32[1000,10]{1,0} convolution(%a, %b), metadata={op_name="jit(step)/transpose(jvp())/mlp/dot_general"}
   %view = f32[5000,10]{1,0} bitcast(%a)
 }
@@ -77,11 +79,14 @@ def test_collectives_are_counted_as_often_as_their_loops_turn():
         Collective("reduce-scatter", ("data", "fsdp"), 8 * 24, ((2, 3),), 1),
         # Its result is operand and result.
         Collective("all-gather", ("data", "fsdp"), 32, ((2,), (16,)), 1),
+        Collective("all-reduce", ("data",), 16, ((4,),), 1),
+        Collective("all-reduce", ("data", "fsdp"), 16, ((4,),), 1),
     ]
     assert moved(found) == {
         ("collective-permute", ("fsdp",)): 72 * 16,
         ("all-gather", ("fsdp",)): 24 * 128 + 64,
-        ("all-reduce", ("data",)): 260,
+        ("all-reduce", ("data",)): 276,
+        ("all-reduce", ("data", "fsdp")): 16,
         ("reduce-scatter", ("data", "fsdp")): 192,
         ("all-gather", ("data", "fsdp")): 32,
     }

@@ -151,6 +151,8 @@ def _dims(text: str) -> tuple[int, ...]:
 
 def _axes(line: str, mesh: Mesh) -> tuple[str, ...]:
     """The axes along which the devices of one group differ; groups hold places in the mesh, row by row."""
+    if named := re.search(r"replica_groups=mesh\[[^\]]*\] \{([^}]*)\}", line):
+        return tuple(axis for axis in mesh.axis_names if f"'{axis}'" in named[1])
     groups = _groups(line)
     if not groups:
         return tuple(mesh.axis_names)
