@@ -91,7 +91,8 @@ def holds_files(place: Place) -> bool:
     """Whether there is a file, or a folder with something in it; raises as `exists`."""
     if isinstance(place, Path):
         return place.is_file() or (place.is_dir() and any(place.iterdir()))
-    return exists(place)
+    with _reaching(place):
+        return bool(_objects(_files(place), _name(place)))
 
 
 def write_text(place: Place, text: str) -> None:

@@ -226,6 +226,16 @@ def test_a_folder_takes_the_place_of_another(cloud: FakeGcs, bucket: str, tmp_pa
     assert (stored(cloud, bucket, "export/") if remote else read(folder)) == content
 
 
+def test_an_empty_folder_holds_no_files(cloud: FakeGcs, bucket: str, tmp_path: Path) -> None:
+    cloud.put(bucket, "export/", b"")
+    assert not holds_files(place(f"gs://{bucket}/export"))
+    assert not holds_files(tmp_path)
+    cloud.put(bucket, "export/x", b"")
+    (tmp_path / "x").touch()
+    assert holds_files(place(f"gs://{bucket}/export"))
+    assert holds_files(tmp_path) and holds_files(tmp_path / "x")
+
+
 def test_a_folder_that_is_being_replaced_is_none(cloud: FakeGcs, bucket: str) -> None:
     for _ in range(2):
         before = len(cloud.requests)
