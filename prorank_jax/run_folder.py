@@ -12,7 +12,7 @@ from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
-from prorank_jax.storage import Place, exists, in_bucket, write_text
+from prorank_jax.storage import Place, absolute, exists, write_text
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -48,8 +48,6 @@ def open_run_folder(config: RunConfig, workdir: Place) -> None:
     Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
     """
     try:
-        if not in_bucket(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / CONFIG_FILE, dump_config(config))
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None
@@ -69,7 +67,7 @@ def find_checkpoint(path: Place) -> tuple[Place, SavedStep]:
     Raises:
       InputError: no run folder there, or no such finished step.
     """
-    lying: Place = path if in_bucket(path) else path.absolute()
+    lying = absolute(path)
     above = (lying, *lying.parents)[:4]
     run = next((folder for folder in above if exists(folder / CONFIG_FILE)), None)
     named = () if run is None else lying.relative_to(run).parts

@@ -58,6 +58,11 @@ def in_bucket(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(_SCHEME)
 
 
+def absolute(place: Place) -> Place:
+    """The same place wherever the working directory is."""
+    return place if in_bucket(place) else place.absolute()
+
+
 def local(path: str | os.PathLike[str], name: str) -> Path:
     """A path of this machine.
 
@@ -96,13 +101,14 @@ def holds_files(place: Place) -> bool:
 
 
 def write_text(place: Place, text: str) -> None:
-    """Writes a text file that is whole or not there.
+    """Writes a text file that is whole or not there, and makes its folder if need be.
 
     Raises:
       InputError: the bucket cannot be written.
       OSError: this machine cannot.
     """
     if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(place, text)
     with _reaching(place):
         _files(place).pipe_file(_name(place), text.encode("utf-8"))

@@ -179,6 +179,12 @@ def bucket(cloud: "FakeGcs") -> str:
 
 
 @pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that no other test has written to."""
+    monkeypatch.setenv("PRORANK_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
 def prorank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prorank:
     """Runs a command in this process: its exit status, standard output and standard error."""
 

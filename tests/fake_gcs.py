@@ -20,6 +20,22 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import google_crc32c
 
 
+class Request(NamedTuple):
+    """What is asked, with the names in the path: mostly a bucket and an object."""
+
+    method: str
+    names: list[str]
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+    def parts(self) -> list[Any]:
+        """Those of a multipart body."""
+        kind = self.headers.get("Content-Type", self.headers.get("content-type"))
+        lead = f"Content-Type: {kind}\r\n\r\n".encode()
+        return list(email.message_from_bytes(lead + self.body, policy=email.policy.HTTP).iter_parts())
+
+
 class Object(NamedTuple):
     """What is stored under a name."""
 
@@ -104,13 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: FakeGcs
     _ROUTES = (
-        (r"/(?:storage/v1/)?b/([^/]+)/o/([^/]+)/(?:rewriteTo|copyTo)/b/([^/]+)/o/([^/]+)", "copy"),
         (r"/(?:(?:download|upload)/)?(?:storage/v1/)?b/([^/]+)/o/([^/]+)", "object"),
         (r"/(?:storage/v1/)?b/([^/]+)/o/?", "listing"),
         (r"/upload/(?:storage/v1/)?b/([^/]+)/o/?", "upload"),
         (r"/resume/([0-9]+)", "resume"),
         (r"/(?:storage/v1/)?b/([^/]+)/?", "bucket"),
-        (r"/batch/storage/v1", "batch"),
     )
 
     def log_message(self, *arguments: Any) -> None:
@@ -125,10 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _serve  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -147,24 +160,20 @@ class _Handler(BaseHTTPRequestHandler):
             if found := re.fullmatch(pattern, parts.path):
                 names = [unquote(group) for group in found.groups()]
                 with self.server.lock:
-                    if name in ("bucket", "object", "listing", "upload", "copy"):
+                    if name in ("bucket", "object", "listing", "upload"):
                         if names[0] in self.server.closed:
                             return refusal(403, "the caller does not have storage.objects access to the bucket")
                         if names[0] not in self.server.objects:
                             return refusal(404, "The specified bucket does not exist.")
-                    answer: Answer = getattr(self, f"_{name}")(method, names, query, headers, body)
+                    answer: Answer = getattr(self, f"_{name}")(Request(method, names, query, headers, body))
                     return answer
         return refusal(404, f"no such method: {method} {target}")
 
-    def _bucket(
-        self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes
-    ) -> Any:
-        return of_json({"kind": "storage#bucket", "id": names[0], "name": names[0], "location": "US"})
+    def _bucket(self, asked: "Request") -> "Answer":
+        return of_json({"kind": "storage#bucket", "id": asked.names[0], "name": asked.names[0], "location": "US"})
 
-    def _listing(
-        self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes
-    ) -> Any:
-        (bucket,) = names
+    def _listing(self, asked: "Request") -> "Answer":
+        (bucket,), query = asked.names, asked.query
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         items, prefixes = [], []
         for name in sorted(self.server.objects[bucket]):
@@ -191,43 +200,38 @@ class _Handler(BaseHTTPRequestHandler):
             told["nextPageToken"] = str(first + page)
         return of_json(told)
 
-    def _object(
-        self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes
-    ) -> Any:
-        bucket, name = names
+    def _object(self, asked: "Request") -> "Answer":
+        (bucket, name), query = asked.names, asked.query
         stored = self.server.objects[bucket].get(name)
         if refused := self._unmet(stored, query):
             return refused
         if stored is None:
             return refusal(404, f"No such object: {bucket}/{name}")
-        if method == "DELETE":
+        if asked.method == "DELETE":
             del self.server.objects[bucket][name]
             return 204, {}, b""
         if query.get("alt") != "media":
             return of_json(self._resource(bucket, name))
         found = {"X-Goog-Generation": str(stored.generation), "ETag": f'"{stored.generation}"'}
         found |= {"Content-Type": "application/octet-stream", "X-Goog-Hash": f"crc32c={checksum(stored.content)}"}
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", headers.get("Range", headers.get("range", "")))
-        if asked is None:
+        span = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.headers.get("Range", asked.headers.get("range", "")))
+        if span is None:
             return 200, found, stored.content
         size = len(stored.content)
-        first = int(asked[1]) if asked[1] else max(size - int(asked[2]), 0)
-        last = min(int(asked[2]), size - 1) if asked[1] and asked[2] else size - 1
+        first = int(span[1]) if span[1] else max(size - int(span[2]), 0)
+        last = min(int(span[2]), size - 1) if span[1] and span[2] else size - 1
         if first >= size:
             return 416, {"Content-Range": f"bytes */{size}"}, b""
         del found["X-Goog-Hash"]
         return 206, found | {"Content-Range": f"bytes {first}-{last}/{size}"}, stored.content[first : last + 1]
 
-    def _upload(
-        self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes
-    ) -> Any:
-        (bucket,) = names
+    def _upload(self, asked: "Request") -> "Answer":
+        (bucket,), query = asked.names, asked.query
         if self.server.full:
             return refusal(403, "the project's quota is used up")
-        name, kind = query.get("name", ""), query["uploadType"]
+        name, kind, body = query.get("name", ""), query["uploadType"], asked.body
         if kind == "multipart":
-            lead = f"Content-Type: {headers.get('Content-Type', headers.get('content-type'))}\r\n\r\n".encode()
-            about, content = email.message_from_bytes(lead + body, policy=email.policy.HTTP).iter_parts()
+            about, content = asked.parts()
             name = json.loads(_payload(about))["name"]
             body = _payload(content)
         if kind == "resumable":
@@ -240,37 +244,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.put(bucket, name, body)
         return of_json(self._resource(bucket, name))
 
-    def _resume(
-        self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes
-    ) -> Any:
-        bucket, name, content = self.server.uploads[names[0]]
-        content += body
-        told = re.fullmatch(r"bytes (?:\*|\d+-\d+)/(\*|\d+)", headers.get("Content-Range", ""))
+    def _resume(self, asked: "Request") -> "Answer":
+        bucket, name, content = self.server.uploads[asked.names[0]]
+        content += asked.body
+        told = re.fullmatch(r"bytes (?:\*|\d+-\d+)/(\*|\d+)", asked.headers.get("Content-Range", ""))
         if told is None or told[1] == "*" or int(told[1]) > len(content):
             return 308, {"Range": f"bytes=0-{len(content) - 1}"} if content else {}, b""
         self.server.put(bucket, name, bytes(content))
         return of_json(self._resource(bucket, name))
-
-    def _copy(self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes) -> Any:
-        bucket, name, target, new = names
-        stored = self.server.objects[bucket].get(name)
-        if stored is None:
-            return refusal(404, f"No such object: {bucket}/{name}")
-        self.server.put(target, new, stored.content)
-        resource = self._resource(target, new)
-        return of_json({"kind": "storage#rewriteResponse", "done": True, "resource": resource})
-
-    def _batch(self, method: str, names: list[str], query: dict[str, str], headers: dict[str, str], body: bytes) -> Any:
-        lead = f"Content-Type: {headers.get('Content-Type', headers.get('content-type'))}\r\n\r\n".encode()
-        answers = []
-        for part in email.message_from_bytes(lead + body, policy=email.policy.HTTP).iter_parts():
-            first = _payload(part).decode().lstrip().partition("\n")[0]
-            verb, target, *_ = first.split()
-            status, _, content = self._answer(verb, urlsplit(target)._replace(scheme="", netloc="").geturl(), {}, b"")
-            reply = f"HTTP/1.1 {status} \r\nContent-Type: application/json\r\n\r\n".encode() + content
-            lines = f"--b\r\nContent-Type: application/http\r\nContent-ID: <response-{part['Content-ID']}>\r\n\r\n"
-            answers.append(lines.encode() + reply + b"\r\n")
-        return 200, {"Content-Type": "multipart/mixed; boundary=b"}, b"".join(answers) + b"--b--\r\n"
 
     def _unmet(self, stored: Object | None, query: dict[str, str]) -> "Answer | None":
         generation = 0 if stored is None else stored.generation

@@ -25,6 +25,7 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.runtime import distributed
 from prorank_jax.runtime.distributed import Group, check_agreement, join, on_cloud_tpu, read_group
 from prorank_jax.runtime.preemption import Preemption
+from prorank_jax.storage import Place
 from prorank_jax.train import train
 
 PRORANK = Path(sys.executable).with_name("prorank")
@@ -111,9 +112,9 @@ def on_mesh(config: Path, data: int, fsdp: int) -> RunConfig:
     return parse_config(yaml.safe_load(config.read_text()) | {"mesh": {"data": data, "fsdp": fsdp}})
 
 
-def farthest(one: Path, other: Path) -> float:
+def farthest(one: Place, other: Place) -> float:
     """The largest difference between the parameters that two runs end with."""
-    ours, theirs = (load_pretrained(run / "export").params for run in (one, other))
+    ours, theirs = (load_pretrained(str(run / "export")).params for run in (one, other))
     # The gradient of the keys' bias is nothing but rounding, which Adam takes for a direction.
     for params in (ours, theirs):
         del params["layers"]["attention"]["key"]["bias"]

@@ -16,10 +16,7 @@ from prorank_jax.errors import InputError
 from prorank_jax.storage import Mirror, copy_of, exists, fetched, holds_files, kept_here, local, place, replaced
 from prorank_jax.storage import write_text as write
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRORANK_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def read(folder: Path) -> dict[str, str]:

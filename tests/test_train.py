@@ -20,6 +20,7 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import SavedStep
 from prorank_jax.runtime.metrics import TIME_FIELDS, read_metrics
+from prorank_jax.storage import Place
 from prorank_jax.train import Trained, train
 
 PRORANK = Path(sys.executable).with_name("prorank")
@@ -58,7 +59,7 @@ def kill_in(stage: str, config: Path, workdir: Path) -> None:
     assert finished and max(finished) < STEPS, "the stage was over before the kill"
 
 
-def rows(workdir: Path, stage: str) -> list[dict[str, Any]]:
+def rows(workdir: Place, stage: str) -> list[dict[str, Any]]:
     """The metrics without what a clock decides."""
     found = read_metrics(workdir / stage / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in TIME_FIELDS} for row in found]

@@ -57,16 +57,16 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losse
 
 
 def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
-    folder = Path(fetched(config.path))
-    if is_collection(config.path):
-        return _open_judged(place, config)
+    source = fetched(config.path)
+    if is_collection(source):
+        return _open_judged(place, config, source)
     for field, value in config.model_dump(include=set(_OF_COLLECTIONS)).items():
         if value != SourceConfig.model_fields[field].default:
             raise InputError(
                 f"config: {place}.{field}={value}: is for collections, and {config.path} is none; leave it out"
             )
-    if (folder / ABOUT).exists():
-        prepared = open_prepared(folder)
+    if (Path(source) / ABOUT).exists():
+        prepared = open_prepared(Path(source))
         if prepared.single != single:
             made, asked = ("1", "2 or more") if prepared.single else ("2 or more", "1")
             raise InputError(
@@ -81,17 +81,17 @@ def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> Judged
     else:
         positives_only = config.target == "label" and not single
         out = cache / _folder_name(config.path, single, positives_only)
-        prepared = prepare(config.path, out, single=single, positives_only=positives_only)
+        prepared = prepare(source, out, single=single, positives_only=positives_only)
     return RowSource(prepared, config.target, config.path)
 
 
-def _open_judged(place: str, config: SourceConfig) -> JudgedSource:
+def _open_judged(place: str, config: SourceConfig, source: str | Path) -> JudgedSource:
     if config.target != "label":
         raise InputError(
             f"config: {place}.target={config.target}: {config.path} is a collection, which has judgements and no "
             "scores; use target=label"
         )
-    collection = open_collection(config.path, config.split)
+    collection = open_collection(source, config.split)
     run = candidates(collection, config.candidates, config.depth)
     return JudgedSource.from_collection(
         collection, run, Selection(config.relevant_from, config.found_only, config.random_negatives)

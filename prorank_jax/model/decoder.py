@@ -23,15 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from prorank_jax.model.attention import (
-    Mask,
-    Rope,
-    dense,
-    rotary_angles,
-    rotate,
-    soft_cap,
-    within_window,
-)
+from prorank_jax.model.attention import Mask, Rope, dense, rotary_angles, rotate, soft_cap, within_window
 from prorank_jax.model.long_attention import Kernel, attend_by
 from prorank_jax.model.parts import parameter, whole
 

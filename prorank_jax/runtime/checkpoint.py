@@ -16,7 +16,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from prorank_jax.errors import InputError
-from prorank_jax.storage import Place, in_bucket
+from prorank_jax.storage import Place, absolute
 
 State = Any
 """A pytree of arrays: nested dicts, tuples, optax states."""
@@ -32,7 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: Place, keep: int):
         """Reads what lies in `folder`; the folder is made by the first save."""
-        self._folder: Place = folder if in_bucket(folder) else folder.absolute()
+        self._folder = absolute(folder)
         # Deleting what killed runs left is Orbax's at the next save of that step: doing it here could delete
         # what another process is just writing.
         self._manager = ocp.CheckpointManager(
