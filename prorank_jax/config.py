@@ -133,6 +133,7 @@ class StageConfig(Section):
     checkpoint_every: Positive = 100
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: Positive = 2
+    """The newest ones; the best one is kept besides, where some were measured."""
 
     @property
     def reads_base(self) -> bool:
@@ -164,6 +165,9 @@ class GrpoConfig(StageConfig):
     clip_high: Rate = 0.2
     advantage: Literal["group_std", "group_mean"] = "group_std"
     """`group_std` divides the centred reward by the group's standard deviation, `group_mean` does not."""
+    max_kl: Rate | None = 30.0
+    """The run ends where the KL divergence to the base model, over ten rows of metrics, is more nats than this; null:
+    never. Only with beta."""
     loss_average: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
     """What every part of the loss counts for: `grpo` gives each completion the same weight, `dapo` each token of
     the batch, `dr_grpo` each token over the most there could be."""
@@ -210,6 +214,8 @@ class SupervisedConfig(StageConfig):
     method: Literal["supervised"]
     prompts_per_step: Positive = 32
     """Prompts in a batch, over all devices; half of them relevant."""
+    max_loss_growth: Rate | None = 10.0
+    """As of score."""
 
 
 def warmup_method(section: Any) -> str:
@@ -265,6 +271,9 @@ class ScoreConfig(StageConfig):
     """Documents in a group: one positive, and negatives. 1 learns from single pairs, with `bce` and `mse`."""
     accumulation: Positive = 1
     """Parts that a step's queries are computed in, one after the other: less memory, the same update."""
+    max_loss_growth: Rate | None = 10.0
+    """The run ends where the loss, over ten rows of metrics, is this many times the largest of the first ten rows;
+    null: never."""
     anchor: NonNegative = 0.0
     """Weight of the KL divergence to the model that the stage began with, at the answer: over both answers and the
     rest of the vocabulary. 0 leaves that model out."""

@@ -1,16 +1,23 @@
 """The run folder: what lies where in it, whose it is, and which of its checkpoints a path names.
 
 config.yaml       the resolved configuration
+lock              held by the run that is in the folder
 warmup/, score/   checkpoints/<step>/, metrics.jsonl, TensorBoard events
 export/           the model
 evaluation/       run.trec and metrics.json of each collection
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import jax
+
+from prorank_jax.atomic import writing
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
+from prorank_jax.run_lock import locked
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.storage import Place, absolute, exists, write_text
 
@@ -29,28 +36,37 @@ class SavedStep(NamedTuple):
 def check_run_folder(config: RunConfig, workdir: Place) -> None:
     """Refuses a run folder that was made with another configuration; says which keys differ.
 
-    Another mesh is no other configuration: a run may go on on other devices.
+    Another mesh or number of workers is no other configuration: a run may go on on another machine.
     """
     path = workdir / CONFIG_FILE
     if not exists(path):
         return
     made = load_config(path)
-    if changed := differences(made, config.model_copy(update={"mesh": made.mesh})):
+    data = config.data.model_copy(update={"workers": made.data.workers})
+    if changed := differences(made, config.model_copy(update={"mesh": made.mesh, "data": data})):
         raise InputError(
             f"{workdir}: made with another configuration ({'; '.join(changed)}); "
             "use that configuration to go on, or another --workdir"
         )
 
 
-def open_run_folder(config: RunConfig, workdir: Place) -> None:
-    """Makes the run folder and keeps the configuration in it.
+@contextmanager
+def open_run_folder(config: RunConfig, workdir: Place) -> Iterator[None]:
+    """Makes the run folder, keeps the configuration in it, and holds its lock in the block.
 
     Only once all input is known to be good: a folder that a refused run had claimed would refuse the mended one.
+
+    Raises:
+      InputError: it cannot be written, another run is in it, or it was made with another configuration.
     """
-    try:
-        write_text(workdir / CONFIG_FILE, dump_config(config))
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from None
+    with ExitStack() as held:
+        if jax.process_index() == 0:
+            with writing(workdir, "give another --workdir"):
+                workdir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(workdir))
+                check_run_folder(config, workdir)
+                write_text(workdir / CONFIG_FILE, dump_config(config))
+        yield
 
 
 def checkpoints(workdir: Place, stage: str) -> Checkpoints:

@@ -4,14 +4,16 @@ Models and data of a bucket are copied into the cache once, and read there. Chec
 What else a run writes is written here and copied: an object is whole or not there, and it cannot be added to.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
 import time
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -19,19 +21,14 @@ from typing import Any, Self, TypeAlias
 from etils import epath
 
 from prorank_jax.atomic import alone, write_atomically
-from prorank_jax.cache import VARIABLE, cache_folder
+from prorank_jax.buckets import ACCESS, SCHEME, check_installed, files_of, name_of, objects, reaching
+from prorank_jax.cache import cache_folder
 from prorank_jax.errors import InputError
 from prorank_jax.progress import tell
 
 Place: TypeAlias = Path | epath.Path
 """On this machine, or in a bucket."""
 
-_SCHEME = "gs://"
-_GLOB = frozenset("*?[")
-_ACCESS = (
-    "see that it is there and that this account may use it (gcloud auth application-default login, or a service "
-    "account with the role Storage Admin)"
-)
 _COPIES = "buckets"
 _QUIET_SECONDS = 1.0
 
@@ -45,17 +42,17 @@ def place(path: str | os.PathLike[str]) -> Place:
     url = os.fspath(path)
     if not in_bucket(path):
         if "://" in url:
-            raise InputError(f"{url}: not known; give a path, or {_SCHEME}BUCKET/FOLDER")
+            raise InputError(f"{url}: not known; give a path, or {SCHEME}BUCKET/FOLDER")
         return Path(path)
-    if not _name(url).partition("/")[2].strip("/"):
-        raise InputError(f"{url}: is a whole bucket; give a folder in it, as {_SCHEME}BUCKET/FOLDER")
-    _check_installed(url)
+    if not name_of(url).partition("/")[2].strip("/"):
+        raise InputError(f"{url}: is a whole bucket; give a folder in it, as {SCHEME}BUCKET/FOLDER")
+    check_installed(url)
     return epath.Path(url)
 
 
 def in_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a place, or what would be one, lies in a bucket."""
-    return os.fspath(path).startswith(_SCHEME)
+    return os.fspath(path).startswith(SCHEME)
 
 
 def absolute(place: Place) -> Place:
@@ -82,8 +79,8 @@ def exists(place: Place) -> bool:
     """
     if not in_bucket(place):
         return place.exists()
-    with _reaching(place):
-        files, name = _files(place), _name(place)
+    with reaching(place):
+        files, name = files_of(place), name_of(place)
         files.invalidate_cache()
         if files.exists(name):
             return True
@@ -92,12 +89,17 @@ def exists(place: Place) -> bool:
         return False
 
 
+def free_bytes(folder: Place) -> float:
+    """What may still be written where a folder is; a bucket has no end."""
+    return shutil.disk_usage(folder).free if isinstance(folder, Path) else float("inf")
+
+
 def holds_files(place: Place) -> bool:
     """Whether there is a file, or a folder with something in it; raises as `exists`."""
     if isinstance(place, Path):
         return place.is_file() or (place.is_dir() and any(place.iterdir()))
-    with _reaching(place):
-        return bool(_objects(_files(place), _name(place)))
+    with reaching(place):
+        return bool(objects(files_of(place), name_of(place)))
 
 
 def write_text(place: Place, text: str) -> None:
@@ -110,8 +112,85 @@ def write_text(place: Place, text: str) -> None:
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(place, text)
-    with _reaching(place):
-        _files(place).pipe_file(_name(place), text.encode("utf-8"))
+    with reaching(place):
+        files_of(place).pipe_file(name_of(place), text.encode("utf-8"))
+
+
+def read_bytes(place: Place) -> bytes | None:
+    """The bytes of a file; None where there is none.
+
+    Raises:
+      InputError: its bucket cannot be reached.
+      OSError: it cannot be read.
+    """
+    if isinstance(place, Path):
+        return place.read_bytes() if place.is_file() else None
+    if not exists(place):
+        return None
+    with reaching(place):
+        return bytes(files_of(place).cat_file(name_of(place)))
+
+
+def folders(folder: Place) -> list[str]:
+    """The names of the folders in a folder; none where there is no such folder.
+
+    Raises:
+      InputError: its bucket cannot be reached.
+    """
+    if isinstance(folder, Path):
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    with reaching(folder):
+        inside = (entry.removeprefix(f"{name_of(folder)}/") for entry in objects(files_of(folder), name_of(folder)))
+        return sorted({path.partition("/")[0] for path in inside if "/" in path})
+
+
+def digests(folder: Place) -> dict[str, str]:
+    """The MD5 of each file in a folder, by its path there. Those of a bucket are what it tells of its objects.
+
+    Raises:
+      InputError: the bucket cannot be reached.
+      OSError: a file cannot be read.
+    """
+    if isinstance(folder, Path):
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(paths, pool.map(lambda path: _md5(folder / path), paths), strict=True))
+    with reaching(folder):
+        files, name = files_of(folder), name_of(folder)
+        return {
+            entry.removeprefix(f"{name}/"): b64decode(told).hex()
+            # Of an object that was put together from others a bucket tells none.
+            if (told := about.get("md5Hash"))
+            else hashlib.md5(files.cat_file(entry), usedforsecurity=False).hexdigest()
+            for entry, about in objects(files, name).items()
+        }
+
+
+def remove(folder: Place, first: str) -> None:
+    """Removes a folder; `first` is the file in it without which the rest is not trusted.
+
+    Raises:
+      InputError: the bucket refuses.
+    """
+    if isinstance(folder, Path):
+        (folder / first).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    files, name = files_of(folder), name_of(folder)
+    with reaching(folder):
+        for entry in sorted(objects(files, name), key=lambda entry: entry != f"{name}/{first}"):
+            files.rm_file(entry)
+
+
+def rename(folder: Place, name: str) -> None:
+    """Gives a folder another name beside the old one, and replaces what has that name."""
+    target = folder.with_name(name)
+    remove(target, "")
+    if isinstance(folder, Path):
+        folder.rename(target)
+        return
+    with reaching(folder):
+        files_of(folder).mv(name_of(folder), name_of(target), recursive=True)
 
 
 def fetched(source: str | Place, patterns: Sequence[str] = ("*",)) -> str | Path:
@@ -129,13 +208,13 @@ def fetched(source: str | Place, patterns: Sequence[str] = ("*",)) -> str | Path
     if not in_bucket(source):
         return source if isinstance(source, str) else Path(source)
     url = os.fspath(source)
-    files, name = _files(url), _name(url)
-    with _reaching(url):
-        found = _objects(files, name)
+    files, name = files_of(url), name_of(url)
+    with reaching(url):
+        found = objects(files, name)
     wanted = {entry: about for entry, about in found.items() if _matches(entry.removeprefix(f"{name}/"), patterns)}
     if not wanted:
-        raise InputError(f"{url}: no such file or folder in the bucket; {_ACCESS}")
-    with _reaching(url):
+        raise InputError(f"{url}: no such file or folder in the bucket; {ACCESS}")
+    with reaching(url):
         copies = cache_folder() / _COPIES
         copies.mkdir(parents=True, exist_ok=True)
         with alone(copies):
@@ -146,12 +225,12 @@ def fetched(source: str | Place, patterns: Sequence[str] = ("*",)) -> str | Path
 
 def copy_of(place: str | os.PathLike[str]) -> Path:
     """Where `fetched` puts what lies in a bucket; of what lies on this machine, its path."""
-    return cache_folder() / _COPIES / _safe(_name(place)) if in_bucket(place) else Path(place)
+    return cache_folder() / _COPIES / _safe(name_of(place)) if in_bucket(place) else Path(place)
 
 
 def kept_here(folder: Place) -> Path:
     """The same; for a folder in a bucket, one in the cache, for what each machine makes for itself."""
-    return folder if isinstance(folder, Path) else cache_folder() / "runs" / _safe(_name(folder))
+    return folder if isinstance(folder, Path) else cache_folder() / "runs" / _safe(name_of(folder))
 
 
 class Mirror:
@@ -172,9 +251,9 @@ class Mirror:
         cache_folder().mkdir(parents=True, exist_ok=True)
         self._copy = tempfile.TemporaryDirectory(dir=cache_folder(), prefix="mirror-", ignore_cleanup_errors=True)
         self.here = Path(self._copy.name)
-        with _reaching(folder):
-            files, name = _files(folder), _name(folder)
-            paths = {entry: _safe(entry.removeprefix(f"{name}/")) for entry in _objects(files, name)}
+        with reaching(folder):
+            files, name = files_of(folder), name_of(folder)
+            paths = {entry: _safe(entry.removeprefix(f"{name}/")) for entry in objects(files, name)}
             wanted = {entry: self.here / path for entry, path in paths.items() if path.parts[0] not in without}
             files.get(list(wanted), list(map(str, wanted.values())))
         self._sent = self._state()
@@ -187,8 +266,8 @@ class Mirror:
         """
         if isinstance(self._folder, Path) or time.monotonic() - self._last < every:
             return
-        files, name, state = _files(self._folder), _name(self._folder), self._state()
-        with _reaching(self._folder):
+        files, name, state = files_of(self._folder), name_of(self._folder), self._state()
+        with reaching(self._folder):
             # In the order in which they were written: what says that a folder is whole comes last.
             for path in sorted(state, key=lambda path: state[path][1]):
                 if state[path] != self._sent.get(path):
@@ -237,54 +316,17 @@ def replaced(folder: Place, last: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="unfinished-") as made:
         yield Path(made)
         paths = [path.relative_to(made).as_posix() for path in sorted(Path(made).rglob("*")) if path.is_file()]
-        files, name = _files(folder), _name(folder)
-        with _reaching(folder):
-            for old in sorted(_objects(files, name), key=lambda entry: entry != f"{name}/{last}"):
+        files, name = files_of(folder), name_of(folder)
+        with reaching(folder):
+            for old in sorted(objects(files, name), key=lambda entry: entry != f"{name}/{last}"):
                 files.rm_file(old)
             for path in sorted(paths, key=lambda path: path == last):
                 files.put_file(str(Path(made, path)), f"{name}/{path}")
 
 
-def _files(place: str | os.PathLike[str]) -> Any:
-    """The file system of the buckets."""
-    _check_installed(os.fspath(place))
-    import fsspec
-
-    return fsspec.filesystem("gcs")
-
-
-def _check_installed(url: str) -> None:
-    if find_spec("gcsfs") is None:
-        raise InputError(f"{url}: buckets take another package; pip install 'prorank_jax[gcs]'")
-
-
-def _name(place: str | os.PathLike[str]) -> str:
-    return os.fspath(place).removeprefix(_SCHEME).rstrip("/")
-
-
-@contextmanager
-def _reaching(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises InputError where the bucket does not do what is asked of it, or this machine has no room for copies."""
-    import aiohttp
-    from gcsfs.retry import HttpError
-    from google.auth.exceptions import GoogleAuthError
-
-    try:
-        yield
-    except (OSError, HttpError, GoogleAuthError, aiohttp.ClientError) as error:
-        if isinstance(error, OSError) and error.strerror and not isinstance(error, aiohttp.ClientError):
-            remedy = f"free space, or name another folder in {VARIABLE}"
-            raise InputError(f"{cache_folder()}: cannot be written ({error.strerror}); {remedy}") from None
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{os.fspath(place)}: the bucket refuses ({reason}); {_ACCESS}") from None
-
-
-def _objects(files: Any, name: str) -> dict[str, dict[str, Any]]:
-    """What is known of the object of a name, of those in the folder of a name, or of those that a pattern means."""
-    files.invalidate_cache()
-    found = files.glob(name, detail=True) if _GLOB & set(name) else files.find(name, detail=True)
-    # What the web console makes for an empty folder is an object too.
-    return {entry: about for entry, about in found.items() if about["type"] == "file" and not entry.endswith("/")}
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _fetch(files: Any, url: str, wanted: dict[str, Any], copies: Path) -> None:
@@ -327,5 +369,5 @@ def _safe(name: str) -> PurePosixPath:
     """The path of a copy, which must not lie outside of the folder of copies."""
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or {"..", "."} & set(name.split("/")):
-        raise InputError(f"{_SCHEME}{name}: not the name of a file; rename the object")
+        raise InputError(f"{SCHEME}{name}: not the name of a file; rename the object")
     return path

@@ -6,7 +6,6 @@ Started again on the same folder, a run goes on where it stopped; a finished sta
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
 from prorank_jax import __version__
@@ -53,7 +52,7 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
 
     Raises:
       InputError: before any training, for bad input: model, tokenizer, prompt, collection, mesh, or a `workdir` made
-        with another configuration.
+        with another configuration or used by another run.
     """
     check_agreement({"prorank_jax": __version__, "config": dump_config(config)})
     preemption = preemption or Preemption()
@@ -78,19 +77,18 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     # Both streams draw once here, so that a warmup does not run before the other is refused.
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
-    if jax.process_index() == 0:
-        open_run_folder(config, workdir)
-
-    params, learnt, saved = pretrained.params, None, SavedStep("warmup", config.warmup.steps if config.warmup else 0)
-    if pair_stream is not None:
-        params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
-    if group_stream is not None:
-        learnt = train_score(
-            config, decoder, params, prompt, group_stream, development, mesh, workdir / "score", preemption
-        )
-        params, saved = learnt.params, SavedStep("score", learnt.step)
-    if (whole := on_process_0(params)) is not None:
-        export_model(workdir / "export", pretrained, whole, prompt, run_record(config, *saved))
-    wait_for_all("export")
+    with open_run_folder(config, workdir):
+        params, learnt = pretrained.params, None
+        saved = SavedStep("warmup", config.warmup.steps if config.warmup else 0)
+        if pair_stream is not None:
+            params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
+        if group_stream is not None:
+            learnt = train_score(
+                config, decoder, params, prompt, group_stream, development, mesh, workdir / "score", preemption
+            )
+            params, saved = learnt.params, SavedStep("score", learnt.step)
+        if (whole := on_process_0(params)) is not None:
+            export_model(workdir / "export", pretrained, whole, prompt, run_record(config, *saved))
+        wait_for_all("export")
     table = learnt.development if learnt else {}
     return Trained(decoder, prompt, params, workdir / "export", table)

@@ -166,7 +166,7 @@ def test_what_a_bucket_refuses_is_told_before_any_training(
         assert refused("train", config, "--workdir", url).startswith(f"{url}/config.yaml: the bucket refuses (")
     monkeypatch.setattr(cloud, "full", True)
     told = refused("train", config, "--workdir", f"gs://{bucket}/run")
-    assert told.startswith(f"gs://{bucket}/run/config.yaml: the bucket refuses (") and "quota" in told
+    assert told.startswith(f"gs://{bucket}/run/lock: the bucket refuses (") and "quota" in told
     monkeypatch.undo()
     told = refused("train", config, "--workdir", f"gs://{bucket}/run", f"model.base=gs://{bucket}/models/none")
     assert told.startswith(f"gs://{bucket}/models/none: no such file or folder in the bucket; ")

@@ -178,29 +178,101 @@ def test_a_missing_step_is_refused(tmp_path: Path) -> None:
         checkpoints.restore(3, _abstract(_state(0)))
 
 
-@pytest.mark.parametrize(
-    ("lost", "reason"),
-    [
-        ("default", "Unable to retrieve"),
-        ("default/_METADATA", "it lists no arrays"),
-        ("default/manifest.ocdbt", "NOT_FOUND"),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, lost: str, reason: str) -> None:
-    state = {"w": jnp.ones((3, 4))}
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(1, state)
-    checkpoints.save(2, state)
-    path = tmp_path / "2" / lost
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+FLIPPED, CUT, EMPTIED, LOST = "flipped", "cut", "emptied", "lost"
+
+
+def _damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == LOST:
         path.unlink()
+        return
+    if how == FLIPPED:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-1] if how == CUT else b"" if how == EMPTIED else content)
+
+
+def _saved(folder: Path, **measures: float) -> list[Path]:
+    """Saves the steps 1 and 2; the files of the second."""
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, {"w": jnp.full((3, 4), step, jnp.float32)}, measures.get(f"step_{step}"))
+    return sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+
+
+_WANTED = {"w": jax.ShapeDtypeStruct((3, 4), jnp.float32)}
+
+
+@pytest.mark.parametrize("how", [FLIPPED, CUT, EMPTIED, LOST])
+def test_whatever_file_is_damaged_the_step_is_refused_and_the_one_before_it_gone_on_from(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [path.relative_to(tmp_path) for path in _saved(tmp_path, step_1=0.5, step_2=0.4)]
+    assert len(files) > 8 and {"checksums.md5", "measure.json", "_METADATA"} <= {path.name for path in files}
+    shutil.copytree(tmp_path, whole := tmp_path / "whole")
+    for number, file in enumerate(files):
+        shutil.copytree(whole, run := tmp_path / f"run-{number}")
+        _damage(run / file, how)
+        if file.name != "checksums.md5" or how != LOST:
+            with pytest.raises(InputError, match=r"/2: damaged \(.*delete that folder to do without$"):
+                Checkpoints(run, keep=2).restore(2, _WANTED)
+        checkpoints = Checkpoints(run, keep=2)
+        assert checkpoints.mend() == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"prorank: {run}/2: damaged (") and told.count("\n") == 1
+        assert told.endswith("; set aside as 2.damaged; going on from step 1\n")
+        np.testing.assert_array_equal(checkpoints.restore(None, _WANTED)["w"], 1.0)
+        checkpoints.save(2, {"w": jnp.full((3, 4), 2.0)})
+        assert sorted(path.name for path in run.iterdir()) == ["1", "2"]
+
+
+def test_a_file_too_many_is_damage(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    (tmp_path / "2" / "notes.txt").write_text("mine")
+    assert Checkpoints(tmp_path, keep=2).mend() == 1
+
+
+def test_without_a_whole_step_the_run_stops_and_nothing_is_moved(tmp_path: Path) -> None:
+    for file in ("1", "2"):
+        _saved(tmp_path) if file == "1" else None
+        _damage(tmp_path / file / "manifest.ocdbt", FLIPPED)
+    with pytest.raises(InputError) as caught:
+        Checkpoints(tmp_path, keep=2).mend()
+    assert str(caught.value) == (
+        f"{tmp_path}: no step is whole (2: 'manifest.ocdbt' does not hold the bytes that were written); put back a "
+        "copy of one, or delete the folder to begin the stage anew"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_steps_of_an_older_version_are_not_moved(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    for step in ("1", "2"):
+        (tmp_path / step / "checksums.md5").unlink()
+    with pytest.raises(InputError, match="no checksums.md5: it was not finished, or an older version wrote it"):
+        Checkpoints(tmp_path, keep=2).mend()
+
+
+def test_a_first_step_that_was_not_sealed_is_made_again(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=2).save(1, {"w": jnp.ones(3)})
+    (tmp_path / "1" / "checksums.md5").unlink()
     checkpoints = Checkpoints(tmp_path, keep=2)
-    with pytest.raises(InputError, match=rf"/2: cannot be restored \({reason}.*delete that folder to go on") as caught:
-        checkpoints.restore(None, _abstract(state))
-    assert "\n" not in str(caught.value)
-    _assert_same(checkpoints.restore(1, _abstract(state)), state)
+    assert checkpoints.steps() == []
+    assert checkpoints.mend() is None
+    checkpoints.save(1, {"w": jnp.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_damaged_best_step_stops_the_run_at_once(tmp_path: Path) -> None:
+    _saved(tmp_path, step_1=0.5, step_2=0.4)
+    _damage(tmp_path / "1" / "_METADATA", CUT)
+    with pytest.raises(InputError, match=r"/1: damaged \('_METADATA' does not hold"):
+        Checkpoints(tmp_path, keep=2).mend()
+
+
+def test_the_checksums_are_those_of_md5sum(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    checked = subprocess.run(["md5sum", "--check", "--quiet", "checksums.md5"], cwd=tmp_path / "2", check=False)
+    assert checked.returncode == 0
 
 
 def test_restored_on_another_mesh_shape(tmp_path: Path) -> None:

@@ -458,7 +458,7 @@ def test_differences_of_two_methods_are_those_of_their_fields():
     ]
     assert "warmup.rewards.my:own: 2.0 -> None" in lines
     # What both have in common and equal is not among them.
-    own = set(GrpoConfig.model_fields) - set(SupervisedConfig.model_fields)
+    own = set(GrpoConfig.model_fields) ^ set(SupervisedConfig.model_fields)
     assert {line.split(":")[0].split(".")[1] for line in lines} == own | {"method", "prompts_per_step"}
     assert len(differences(supervised, grpo)) == len(lines)
     assert "warmup.method: supervised -> grpo" in differences(supervised, grpo)

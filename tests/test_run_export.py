@@ -166,10 +166,9 @@ def test_other_formats_and_dtypes(run: tuple[Path, RunConfig, Trained], tmp_path
 
 
 def test_a_damaged_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
-    for file in (copied / "score" / "checkpoints" / "4" / "default").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(InputError, match=r"score/checkpoints/4: cannot be restored \("):
+    weights = copied / "score" / "checkpoints" / "4" / "manifest.ocdbt"
+    weights.write_bytes(weights.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"score/checkpoints/4: damaged \('manifest.ocdbt' does not hold"):
         export_checkpoint(copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_gcs import FakeGcs
 
-from prorank_jax import storage
+from prorank_jax import buckets
 from prorank_jax.cache import cache_folder
 from prorank_jax.errors import InputError
 from prorank_jax.storage import Mirror, copy_of, exists, fetched, holds_files, kept_here, local, place, replaced
@@ -57,7 +57,7 @@ def test_what_is_no_place_is_refused(url: str, told: str) -> None:
 
 
 def test_without_the_package_for_buckets_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "find_spec", lambda name: None)
+    monkeypatch.setattr(buckets, "find_spec", lambda name: None)
     for call in (place, fetched):
         with pytest.raises(InputError, match=r"gs://lab/x: buckets take another package; pip install 'prorank_jax"):
             call("gs://lab/x")

@@ -16,11 +16,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prorank_jax"
 # From the bottom up; a module imports its own layer and those below. A name ending in a dot stands for all
 # modules under it that no other line names.
 LAYERS = [
-    ["config", "config_file", "errors", "atomic", "progress", "cache", "storage", "tables", "ahead"],
+    [
+        "config",
+        "config_file",
+        "errors",
+        "atomic",
+        "progress",
+        "cache",
+        "buckets",
+        "storage",
+        "checksums",
+        "tables",
+        "ahead",
+    ],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
-        *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "card", "export"),
+        *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "run_lock", "card", "export"),
     ],
     [
         "train",
@@ -46,8 +58,8 @@ ONLY_IN = {
     "ranx": ["evaluation/compiled.py"],
     "orbax": ["runtime/checkpoint.py"],
     "etils": ["storage.py"],
-    "fsspec": ["storage.py"],
-    "gcsfs": ["storage.py"],
+    "fsspec": ["buckets.py"],
+    "gcsfs": ["buckets.py"],
     "torch": [],
     "tensorflow": [],
 }

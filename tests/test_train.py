@@ -99,7 +99,7 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder(undisturbed: Path, config: Path) -> None:
-    assert sorted(path.name for path in undisturbed.iterdir()) == ["config.yaml", "export", "score", "warmup"]
+    assert sorted(path.name for path in undisturbed.iterdir()) == ["config.yaml", "export", "lock", "score", "warmup"]
     assert load_config(undisturbed / "config.yaml") == load_config(config)
     # Resolved: defaults are written out.
     assert "relevant_from: 1" in (undisturbed / "config.yaml").read_text()
@@ -179,7 +179,7 @@ def run_stages(model: Path, collection: Path, workdir: Path, **changes: Any) -> 
 
 def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     config, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", warmup=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "score"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "score"]
     assert (tmp_path / "run" / "config.yaml").read_text() == dump_config(config)
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)
@@ -187,7 +187,7 @@ def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path)
 
 def test_without_score_learning(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     _, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", score=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "warmup"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "warmup"]
     assert_equal(trained.final, warmed_up_of(tmp_path / "run"))
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)

@@ -6,12 +6,13 @@ Write the row of a step before its checkpoint: on resume, the rows after the res
 written again.
 """
 
+import errno
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,13 +28,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.errors import InputError
-from prorank_jax.storage import Mirror, Place, fetched
+from prorank_jax.runtime.room import GO_ON, Room
+from prorank_jax.storage import Mirror, Place, fetched, free_bytes
 
 FILE_NAME = "metrics.jsonl"
 TIME_FIELDS = ("tokens_per_second", "seconds")
 """The fields of a row that a clock decides, which come last in it."""
 _PUBLISH_SECONDS = 30.0
+_EVENTS_BYTES = 1 << 18
+"""More than the events of a row take."""
 
 Row = dict[str, Any]
 
@@ -46,19 +51,20 @@ class RowFile:
     Args:
       path: the file.
       resume_from: the step that was restored; later rows are dropped. 0 drops all.
+      room: who waits where the disk is full; default: nobody.
     """
 
-    def __init__(self, path: Path, resume_from: int):
+    def __init__(self, path: Path, resume_from: int, room: Room | None = None):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         there = read_metrics(path) if resume_from and path.exists() else []
         self.kept = [row for row in there if row["step"] <= resume_from]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
-        os.replace(unfinished, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._room = path, room
+        self._patiently(lambda: write_atomically(path, "".join(map(_line, self.kept))))
+        # Not buffered: what could not be written is not written later either.
+        self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -70,11 +76,26 @@ class RowFile:
             self._file.close()
 
     def write(self, row: Row) -> None:
-        """Appends a row, which can be read at once."""
-        if not self._writes:
-            return
-        self._file.write(_line(row))
-        self._file.flush()
+        """Appends a row, which can be read at once.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        if self._writes:
+            self._patiently(lambda: self._append(_line(row).encode()))
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.truncate(self._file.fileno(), size)
+            raise
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        with writing(self._path, GO_ON):
+            write() if self._room is None else self._room.keep_trying(self._path, write)
 
 
 class MetricsWriter:
@@ -87,16 +108,26 @@ class MetricsWriter:
       total_steps: the last step.
       resume_from: the step that was restored, 0 at the start; as of `RowFile`.
       headline: names of the metrics to print; those that a row lacks are left out.
+      room: as of `RowFile`.
     """
 
-    def __init__(self, folder: Place, stage: str, total_steps: int, resume_from: int, headline: Sequence[str] = ()):
+    def __init__(
+        self,
+        folder: Place,
+        stage: str,
+        total_steps: int,
+        resume_from: int,
+        headline: Sequence[str] = (),
+        room: Room | None = None,
+    ):
         self._writes = jax.process_index() == 0
         self._resume_from = resume_from
         if not self._writes:
             return
         self._mirror = Mirror(folder, without=("checkpoints",))
         self._stage, self._total, self._headline = stage, total_steps, headline
-        self._rows = RowFile(self._mirror.here / FILE_NAME, resume_from)
+        self._room = room
+        self._rows = RowFile(self._mirror.here / FILE_NAME, resume_from, room)
         kept = self._rows.kept
         # Where torch is installed tensorboardX imports it, a second that reading rows should not cost.
         from tensorboardX import SummaryWriter
@@ -132,9 +163,14 @@ class MetricsWriter:
             self._rows.__exit__(kind, error, trace)
             self._mirror.__exit__(kind, error, trace)
 
+    @property
+    def kept(self) -> list[Row]:
+        """The rows of the steps before, on process 0."""
+        return self._rows.kept if self._writes else []
+
     def rows(self, name: str) -> RowFile:
         """Another file of rows in the stage's folder."""
-        return RowFile(self._mirror.here / name if self._writes else Path(name), self._resume_from)
+        return RowFile(self._mirror.here / name if self._writes else Path(name), self._resume_from, self._room)
 
     def publish(self) -> None:
         """Puts into the stage's folder what has been written. To be called before a checkpoint is."""
@@ -168,12 +204,22 @@ class MetricsWriter:
         row |= {name: numbers[name] for name in TIME_FIELDS if name in numbers}
         row["seconds"] = round(time.monotonic() - self._start, 3)
         self._rows.write(row)
+        self._wait_for_events()
         for name, value in row.items():
             if name != "step" and math.isfinite(value):
                 self._events.add_scalar(name, value, step)
         self._events.flush()
         self._mirror.publish(every=_PUBLISH_SECONDS)
         self._show(step, row)
+
+    def _wait_for_events(self) -> None:
+        # The library writes events in a thread, which would end at the first that finds no room.
+        def check() -> None:
+            if free_bytes(self._mirror.here) < _EVENTS_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if self._room is not None:
+            self._room.keep_trying(self._mirror.here, check)
 
     def _show(self, step: int, row: Row) -> None:
         parts = [f"{name} {row[name]:.4g}" for name in self._headline if name in row]

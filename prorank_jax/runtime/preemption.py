@@ -32,6 +32,11 @@ class Preemption:
         """Raises Preempted, behind a checkpoint of this step."""
         raise Preempted(f"preempted at step {step} of {stage}, which is saved; start the same command again to go on")
 
+    def check_waiting(self, message: str) -> None:
+        """Raises Preempted with a message where the run was asked to end; for a run that waits between two steps."""
+        if self._asked:
+            raise Preempted(message)
+
     @contextmanager
     def training(self) -> Iterator[None]:
         """Steps follow, each of which asks whether it was the last; elsewhere nothing is lost by ending at once."""

@@ -36,13 +36,13 @@ def open_state(
 ) -> tuple[TrainState, int]:
     """The state to go on from, in its place on the mesh, and the step it is of.
 
-    That is the newest checkpoint, or before the first one `params` and 0.
+    That is the newest whole checkpoint, or before the first one `params` and 0.
 
     Args:
       keep: whether `params` are still read afterwards; else their memory becomes the state's.
     """
     layout = state_layout(optimizer, mesh, params)
-    done = checkpoints.latest()
+    done = checkpoints.mend()
     if done is not None:
         if not keep:
             jax.tree.map(lambda leaf: leaf.delete(), params)

@@ -19,10 +19,12 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.runtime.divergence import Divergence
 from prorank_jax.runtime.mesh import abstract, check_rows, largest, own_rows, split_rows
 from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
+from prorank_jax.runtime.room import Room
 from prorank_jax.runtime.training import TrainState, Watch, open_state
 from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
@@ -83,7 +85,8 @@ def train_score(
     config = run.score
     assert config is not None
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    room = Room(preemption)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
@@ -117,9 +120,10 @@ def train_score(
     watch = Watch("score", checkpoints)
     # All steps of a run are one count, so that what was asked for in one stage is heard in the next.
     earlier = run.warmup.steps if run.warmup else 0
-    with MetricsWriter(folder, "score", config.steps, done, HEADLINE) as writer, preemption.training():
+    with MetricsWriter(folder, "score", config.steps, done, HEADLINE, room) as writer, preemption.training():
         if development is not None and done == 0:
             writer.write(0, {METRIC: measure(state.params)})
+        divergence = Divergence("score", writer.kept, growth=config.max_loss_growth)
         tokens, since = 0, time.monotonic()
         for number, drawn in enumerate(batches(make, done + 1, config.steps + 1, run.data.workers), done + 1):
             layout = layouts[largest(first_fit(drawn.prompts, documents, layouts, own_units))]
@@ -134,6 +138,7 @@ def train_score(
                 rate = {"tokens_per_second": tokens / (time.monotonic() - since)}
                 found = {METRIC: measure(state.params)} if measured else {}
                 writer.write(number, metrics | found | rate)
+                divergence.add(number, metrics)
                 tokens, since = 0, time.monotonic()
             ends = preemption.reached(earlier + number)
             if ends or last or measured or number % config.checkpoint_every == 0:

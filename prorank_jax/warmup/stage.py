@@ -18,10 +18,12 @@ from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.runtime.divergence import Divergence
 from prorank_jax.runtime.mesh import check_rows, own_rows, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
+from prorank_jax.runtime.room import Room
 from prorank_jax.runtime.training import Watch, open_state
 from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
@@ -78,7 +80,8 @@ def train_warmup(
     assert config is not None
     grpo = config if isinstance(config, GrpoConfig) else None
     optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    room = Room(preemption)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
     learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
@@ -99,10 +102,14 @@ def train_warmup(
 
     watch, flat = Watch("warmup", checkpoints), FlatReward()
     with (
-        MetricsWriter(folder, "warmup", config.steps, done, HEADLINE) as writer,
+        MetricsWriter(folder, "warmup", config.steps, done, HEADLINE, room) as writer,
         writer.rows(COMPLETIONS) as shown,
         preemption.training(),
     ):
+        if isinstance(config, GrpoConfig):
+            divergence = Divergence("warmup", writer.kept, kl=config.max_kl)
+        else:
+            divergence = Divergence("warmup", writer.kept, growth=config.max_loss_growth)
         tokens, since = 0, time.monotonic()
         made = batches(make, done + 1, config.steps + 1, run.data.workers)
         for number, batch in enumerate(made, done + 1):
@@ -117,6 +124,7 @@ def train_warmup(
             if number % config.log_every == 0 or number == config.steps:
                 watch.catch_up()
                 writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                divergence.add(number, metrics)
                 if grpo and (explanation := flat.add(jax.device_get(metrics))):
                     writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
