@@ -77,7 +77,7 @@ def read_record(folder: Place) -> Record | None:
     try:
         content = json.loads(Path(fetched(path)).read_text(encoding="utf-8"))
         return Record(**(content | {"measured": tuple(content["measured"])}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not what prorank export writes ({error}); export the model again") from None
 
 

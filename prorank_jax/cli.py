@@ -239,12 +239,21 @@ def rerank(
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine has, and what is missing."""
+def doctor(
+    run: Annotated[str | None, typer.Argument(help="Run folder [default: the machine itself].")] = None,
+) -> None:
+    """What this machine has and what is missing; or whether a run folder is sound, and what is wrong with it."""
     from prorank_jax.doctor import describe, diagnose
 
-    checks = diagnose()
-    print(describe(checks))
+    if run is None:
+        checks = diagnose()
+        print(describe(checks))
+    else:
+        from prorank_jax.run_doctor import examine
+        from prorank_jax.storage import place
+
+        checks = examine(place(run))
+        print(describe(checks, not_ok="DAMAGED"))
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 

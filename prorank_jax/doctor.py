@@ -42,11 +42,11 @@ def diagnose() -> list[Check]:
     return [_python(), *_packages(), *_extras(), _devices(), *_machine(), _hub(), *_folders()]
 
 
-def describe(checks: Iterable[Check]) -> str:
-    """The checks as lines of text: `ok`, `note` (works, something could be better) or `MISSING`."""
+def describe(checks: Iterable[Check], not_ok: str = "MISSING") -> str:
+    """The checks as lines of text: `ok`, `note` (works, something could be better) or what is said of those not ok."""
     lines = []
     for check in checks:
-        mark = "MISSING" if not check.ok else "note" if check.remedy else "ok"
+        mark = not_ok if not check.ok else "note" if check.remedy else "ok"
         lines.append(f"{mark:<8} {check.name:<24} {check.detail}" + (f"; {check.remedy}" if check.remedy else ""))
     return "\n".join(lines)
 

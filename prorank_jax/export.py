@@ -6,6 +6,8 @@ the same scores, for servers that know classifiers only. A folder appears whole 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from prorank_jax.model.hf import ModelFolder, classifier_config, load_pretrained
 from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
+from prorank_jax.runtime.room import full
 from prorank_jax.storage import Place, copy_of, exists, holds_files, replaced
 
 KINDS = ("causal", "seq-cls")
@@ -62,10 +65,11 @@ def export_model(
     """Writes `params`, trained from `base`, with its prompt and what is known of it; an older export is replaced.
 
     Raises:
-      InputError: `folder` holds something else; a classifier is asked for that would have other scores.
+      InputError: `folder` holds something else or cannot be written; a classifier is asked for that would have other
+        scores.
     """
     check_out(folder, base.folder)
-    with replaced(folder, last="config.json") as unfinished:
+    with _writing(folder), replaced(folder, last="config.json") as unfinished:
         if record.kind == "causal":
             save_pretrained(unfinished, params, base.config, base.hf_config, dtype=dtype)
             generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
@@ -86,6 +90,18 @@ def export_model(
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         write_record(unfinished, record, prompt)
+
+
+@contextmanager
+def _writing(folder: Place) -> Iterator[None]:
+    # Libraries in Rust say in words alone that the disk is full.
+    try:
+        yield
+    except Exception as error:
+        reason = full(error) or (isinstance(error, OSError) and error.strerror)
+        if not reason:
+            raise
+        raise InputError(f"{folder}: cannot be written ({reason}); make room, and start the command again") from None
 
 
 def check_out(folder: Place, base: Path) -> None:

@@ -305,10 +305,18 @@ def replaced(folder: Place, last: str) -> Iterator[Path]:
         and the last to come.
     """
     if isinstance(folder, Path):
+        # Of a link, what it leads to.
+        folder = folder.resolve()
         unfinished = folder.with_name(folder.name + ".unfinished")
+        if unfinished.is_symlink():
+            unfinished.unlink()
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        yield unfinished
+        try:
+            yield unfinished
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         return

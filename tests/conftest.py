@@ -51,6 +51,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PRORANK_CACHE"] = _CACHE.name
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Of tests/faults; pytest asks only here.
+    parser.addoption("--fault-minutes", type=float, default=0.0, help="how long to look for faults [seconds]")
+    parser.addoption("--fault-seed", type=int, default=0, help="of the moments and cases")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_network() -> Iterator[None]:
     """Fails a test that opens a connection to anything but this machine."""

@@ -47,6 +47,7 @@ LAYERS = [
         "plan",
         "planning.",
         "doctor",
+        "run_doctor",
         "warmup.stage",
         "scoring.stage",
         "scoring.development",

@@ -8,7 +8,7 @@ import fcntl
 import glob
 import json
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        # What a full disk did not take is tried again here; it is told already, and nobody counts on it.
+        with suppress(OSError):
+            self._file.close()
 
     def open(self, made_of: dict[str, Any]) -> int:
         """Begins the file, or cuts it behind its last whole chunk; returns the rows that it has.
