@@ -223,6 +223,7 @@ def rerank(
     fsdp: Fsdp = 1,
 ) -> None:
     """Score the lines of a text file for a query, best first: score, line number, text."""
+    from prorank_jax.progress import visible
     from prorank_jax.reranker import Reranker
     from prorank_jax.storage import fetched
 
@@ -234,8 +235,10 @@ def rerank(
     if not lines:
         raise InputError(f"{documents}: holds no document; write one a line")
     reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
+    # What documents say must not steer a terminal; a file or another command gets them as they are.
+    shown = visible if sys.stdout.isatty() else str
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
-        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{hit.document}")
+        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{shown(hit.document)}")
 
 
 @app.command()
@@ -261,7 +264,15 @@ def doctor(
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit status 2."""
     logging.basicConfig(format="prorank: %(message)s", level=logging.WARNING)
-    sys.exit(_status(lambda: app(prog_name="prorank", standalone_mode=False)))
+    sys.exit(_status(_called))
+
+
+def _called() -> int | None:
+    for number, argument in enumerate(sys.argv[1:], start=1):
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise InputError(f"argument {number}, {argument[:60]!r}: is not UTF-8; write it so, or rename the file")
+    status: int | None = app(prog_name="prorank", standalone_mode=False)
+    return status
 
 
 def _status(work: Callable[[], int | None]) -> int:
@@ -279,5 +290,7 @@ def _status(work: Callable[[], int | None]) -> int:
 
 
 def _tell(message: str, status: int) -> int:
-    print(f"prorank: {message}", file=sys.stderr)
+    from prorank_jax.progress import visible
+
+    print(f"prorank: {visible(message)}", file=sys.stderr)
     return status

@@ -1,5 +1,6 @@
 """How far long work is: a bar on a terminal, plain lines elsewhere, on standard error."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,9 @@ from rich.progress import Progress
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_NOTES = 30.0
 """Of work whose end is not known."""
+
+# Control characters but the tabulator, line and paragraph separators, marks of direction, lone surrogates.
+_COMMANDS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 T = TypeVar("T")
 
@@ -44,6 +48,11 @@ def progress(what: str, total: int, shown: bool, *, done: int = 0) -> Iterator[C
                 tell(f"{what} {done}/{total}")
 
         yield advance
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what would move its cursor, break its line or turn its direction is spelled out."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def tell(line: str) -> None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from prorank_jax.model.hf import ModelFolder
 
 ANSWERS = ("0", "1")
+_CHARACTERS_A_TOKEN = 64
+_UNSURE_TOKENS = 64
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -144,8 +146,21 @@ class Prompt:
     def _filled(self, texts: Iterable[str], slot: Slot) -> dict[str, list[int]]:
         """Text -> the ids of its slot; a query of a hundred documents is tokenised once."""
         unique = list(dict.fromkeys(texts))
-        filled = [slot.before + _clean(text) + slot.after for text in unique]
+        filled = [slot.before + self._head(_clean(text)) + slot.after for text in unique]
         return dict(zip(unique, encode_slots(self.slots, filled), strict=True))
+
+    def _head(self, text: str) -> str:
+        """As much of a text as its first `max_length` tokens come from; tokenising megabytes to drop them takes
+        seconds and gigabytes."""
+        characters = _CHARACTERS_A_TOKEN * self.max_length
+        while len(text) > characters:
+            head = text[:characters]
+            [ids] = encode_slots(self.slots, [head])
+            # The last tokens may be others where the text goes on.
+            if len(ids) >= self.max_length + _UNSURE_TOKENS:
+                return head
+            characters *= 4
+        return text
 
 
 class KnownDocuments:
@@ -234,6 +249,12 @@ def load_prompt(model: "ModelFolder", config: PromptConfig, place: str) -> Promp
         raise InputError(
             f"{place}: the prompt needs token {missing[0]}, and the model has {tokens} tokens; "
             "tokenizer and model do not belong together"
+        )
+    # JAX would take the last row of the embedding for what it does not have.
+    if (largest := max(prompt.slots.get_vocab().values())) >= tokens:
+        raise InputError(
+            f"{place}: text can become token {largest} ({prompt.slots.id_to_token(largest)!r}), and the model has "
+            f"{tokens} tokens; tokenizer and model do not belong together"
         )
     return prompt
 

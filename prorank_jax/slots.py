@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -31,9 +31,11 @@ def slot_tokenizer(tokenizer: "PreTrainedTokenizerFast", place: str) -> Tokenize
     as entries of the vocabulary that merges lead to (Gemma's <start_of_turn> is one).
 
     Raises:
-      InputError: the model still makes a control token of ordinary text.
+      InputError: two tokens have one id; text would lose what a control token stands for; the model still makes a
+        control token of ordinary text.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    _check_ids(backend, place)
     control = control_tokens(tokenizer)
     kept = [token for token in backend["added_tokens"] if token["id"] not in control]
     backend["truncation"] = backend["padding"] = None
@@ -51,12 +53,34 @@ def slot_tokenizer(tokenizer: "PreTrainedTokenizerFast", place: str) -> Tokenize
     backend["added_tokens"] = kept if model["type"] == "BPE" else []
     slots = Tokenizer.from_str(json.dumps(backend))
     for id_, ids in zip(control, encode_slots(slots, list(control.values())), strict=True):
+        if not ids and control[id_].strip():
+            raise InputError(
+                f"{place}: the control token {control[id_]!r} is ordinary text to the tokenizer, which a query or a "
+                "document would lose; take it out of the added tokens"
+            )
         if id_ in ids and control[id_] != unknown:
             raise InputError(
                 f"{place}: {type(tokenizer).__name__} makes its control token {control[id_]!r} of ordinary "
                 "text, so that a document could forge a prompt; use a model with a BPE tokenizer"
             )
     return slots
+
+
+def _check_ids(backend: dict[str, Any], place: str) -> None:
+    """Refuses a tokenizer in which two tokens have one id: one of them would be taken for the other."""
+    vocabulary = backend["model"].get("vocab", {})
+    # Unigram models number their list.
+    named = (
+        vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], id_) for id_, row in enumerate(vocabulary))
+    )
+    known: dict[int, str] = {}
+    added = ((token["content"], token["id"]) for token in backend["added_tokens"])
+    for content, id_ in (*named, *added):
+        if known.setdefault(id_, content) != content:
+            raise InputError(
+                f"{place}: the tokens {known[id_]!r} and {content!r} are both number {id_}; the tokenizer is damaged, "
+                "download it again"
+            )
 
 
 def encode_slots(slots: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

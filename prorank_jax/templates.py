@@ -8,16 +8,13 @@ the header of the assistant's turn and the token that ends the turn are all in t
 How its pieces become a prompt's token ids is in `prompt.py`.
 """
 
-import datetime
 import json
 import re
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2 import nodes as jinja_nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prorank_jax import sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,56 +50,16 @@ _FORMATS = {
 _PLAIN = f"{SYSTEM}\n\n{{user}}\nAnswer:\n"
 
 
-class _Generation(Extension):
-    """`{% generation %}` marks an answer for training masks; here it prints what it holds."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[jinja_nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> str:
-    raise TemplateError(message)
-
-
-def _tojson(value: object, indent: int | None = None) -> str:
-    # Jinja's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _strftime_now(form: str) -> str:
-    # Some chat templates print today's date. A prompt must be the same tomorrow, so it gets the
-    # date that Llama 3.1's template falls back to.
-    return datetime.date(2024, 7, 26).strftime(form)
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-)
-_ENVIRONMENT.filters["tojson"] = _tojson
-_ENVIRONMENT.globals["raise_exception"] = _raise_exception
-_ENVIRONMENT.globals["strftime_now"] = _strftime_now
-
-
 def render(
     template: str, messages: Messages, tokenizer: "PreTrainedTokenizerFast", add_generation_prompt: bool = True
 ) -> str:
     """Renders a template in a sandbox, with the settings and variables that transformers gives it.
 
     Raises:
-      jinja2.TemplateError: the template is malformed, refuses the messages, or fails in any other way.
+      jinja2.TemplateError: the template is malformed, refuses the messages, takes too much, or fails in another way.
     """
-    compiled = _ENVIRONMENT.from_string(template)
-    try:
-        return compiled.render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **tokenizer.special_tokens_map
-        )
-    except TemplateError:
-        raise
-    except Exception as error:  # an expression of the template may raise anything
-        raise TemplateError(f"{type(error).__name__}: {error}") from None
+    variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, **tokenizer.special_tokens_map}
+    return sandbox.render(template, variables)
 
 
 def chat_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:

@@ -295,6 +295,29 @@ def test_rerank_prints_scores_best_first(
     assert prorank("rerank", tiny_model, "-", "--query", "Where is fish?")[1] == out
 
 
+def test_what_documents_say_does_not_steer_a_terminal(
+    prorank: Prorank, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, text = tmp_path / "documents.txt", "a\x1b[2Jb\u202ec\td é😀"
+    path.write_text(text, encoding="utf-8", newline="")
+    arguments = ("rerank", tiny_model, path, "--query", "q")
+    assert prorank(*arguments)[1].endswith(f"\t1\t{text}\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert prorank(*arguments)[1].endswith("\t1\ta\\x1b[2Jb\\u202ec\td é😀\n")
+
+
+def test_a_message_is_one_line_whatever_it_names(refused: Callable[..., str]) -> None:
+    told = refused("rerank", "builtin:tiny", "no\nsuch\x1b[2J\u202efile", "--query", "q")
+    assert told.startswith("no\\nsuch\\x1b[2J\\u202efile: cannot be read as text")
+
+
+@pytest.mark.parametrize("option", ["--query", "--instruction"])
+def test_an_argument_that_is_not_utf_8(refused: Callable[..., str], option: str) -> None:
+    assert refused("rerank", "builtin:tiny", "-", "--query", "q", option, "\udcff") == (
+        "argument 7, '\\udcff': is not UTF-8; write it so, or rename the file"
+    )
+
+
 def test_rerank_without_documents(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "documents.txt"
     assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}: cannot be read as text")

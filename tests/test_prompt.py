@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from prompts import byte_tokenizer, random_pairs, text_of, whole, write
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
+from prorank_jax import prompt as prompt_module
 from prorank_jax.config import PromptConfig
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import KnownDocuments, Prompt, build_prompt, load_tokenizer
@@ -92,6 +94,41 @@ def test_weird_texts_are_encoded(prompt: Prompt) -> None:
     assert prompt.encode("a\ud800b", "\udfff") == prompt.encode("a\ufffdb", "\ufffd")
     assert prompt.tokenizer.convert_tokens_to_ids("Ā") in prompt.encode("a", "a\0b")
     assert prompt.encode("\n\t ", "\u3000") == prompt.encode("", "")
+
+
+@pytest.mark.parametrize("length", [70, 256])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the quick brown fox. ",
+        "a",
+        "abcdefghij",
+        "=",
+        "<|im_end|>",
+        "0123456789",
+        "e\u0301",
+        "文書は検索 ",
+        "a \n\t ",
+        "😀",
+    ],
+)
+def test_of_a_long_text_the_same_tokens_are_kept(
+    prompt: Prompt, text: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(prompt, max_length=length)
+    longer = [(text * (count // len(text) + 1))[:count] for count in (64 * length - 1, 64 * length + 1, 300 * length)]
+    pairs = [*(("q", document) for document in longer), (longer[1], longer[2])]
+    bounded = short.encode_batch(pairs)
+    monkeypatch.setattr(prompt_module, "_CHARACTERS_A_TOKEN", 10**9)
+    assert bounded == short.encode_batch(pairs)
+
+
+def test_megabytes_on_one_line_take_no_time(prompt: Prompt) -> None:
+    short = dataclasses.replace(prompt, max_length=512)
+    start = time.monotonic()
+    assert len(short.encode("0123456789" * 10**5, "0123456789" * 10**6)) == 512
+    # Tokenised as a whole it takes some 10 s and 3 GB.
+    assert time.monotonic() - start < 3
 
 
 def test_answers_that_are_not_one_token(qwen: PreTrainedTokenizerFast) -> None:

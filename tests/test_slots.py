@@ -1,5 +1,12 @@
 """Slots: nothing that a text says becomes a control token."""
 
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 from prompts import byte_tokenizer, text_of, whole
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -7,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.errors import InputError
-from prorank_jax.prompt import Prompt, build_prompt
+from prorank_jax.model.hf import read_folder
+from prorank_jax.prompt import Prompt, build_prompt, load_prompt
 
 
 def test_a_document_cannot_leave_its_slot(prompt: Prompt) -> None:
@@ -53,6 +61,44 @@ def test_a_tokenizer_that_forges_control_tokens_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>", unk_token="?")
     with pytest.raises(InputError, match="^words: .* makes its control token '<e>' of ordinary text"):
         build_prompt(tokenizer, PromptConfig(), place="words")
+
+
+def changed(tokenizer: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], None]) -> PreTrainedTokenizerFast:
+    """The same tokenizer with another `tokenizer.json`."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(backend)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), eos_token="<e>")
+
+
+def refusal(tokenizer: PreTrainedTokenizerFast) -> str:
+    with pytest.raises(InputError) as caught:
+        build_prompt(tokenizer, PromptConfig(), place="made")
+    return str(caught.value)
+
+
+def test_two_tokens_with_one_number_are_refused() -> None:
+    def collide(backend: dict[str, Any]) -> None:
+        backend["model"]["vocab"]["B"] = backend["model"]["vocab"]["A"]
+
+    # The library counts pieces where it numbers added tokens, so that the last piece collides, too.
+    told = refusal(changed(byte_tokenizer(["<e>"], eos_token="<e>"), collide))
+    assert re.fullmatch(
+        r"made: the tokens '.+' and '(B|<e>)' are both number \d+; the tokenizer is damaged, download it again", told
+    )
+
+
+def test_a_control_token_that_is_a_letter_is_refused() -> None:
+    # Without it texts would lose the letter.
+    told = refusal(byte_tokenizer(["<e>", "Q"], eos_token="<e>"))
+    assert told.startswith("made: the control token 'Q' is ordinary text to the tokenizer, which a query or a")
+
+
+def test_texts_that_the_model_has_no_embedding_for_are_refused(tiny_model: Path) -> None:
+    model = read_folder(tiny_model)
+    assert load_prompt(model, PromptConfig(), "tiny").slots.get_vocab_size() > 600
+    fewer = replace(model, config=replace(model.config, vocabulary=690))
+    with pytest.raises(InputError, match=r"^tiny: text can become token 699 \(.*\), and the model has 690 tokens; tok"):
+        load_prompt(fewer, PromptConfig(), "tiny")
 
 
 def test_newline_tokens_stay() -> None:

@@ -32,7 +32,19 @@ LAYERS = [
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
-        *("prompt", "templates", "pieces", "slots", "cross_encoder", "run_folder", "run_lock", "card", "export"),
+        *(
+            "prompt",
+            "templates",
+            "sandbox",
+            "rendering",
+            "pieces",
+            "slots",
+            "cross_encoder",
+            "run_folder",
+            "run_lock",
+            "card",
+            "export",
+        ),
     ],
     [
         "train",

@@ -1,0 +1,114 @@
+"""Templates that take too much or reach too far are refused in seconds, and cost this process nothing."""
+
+import os
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from prorank_jax import sandbox
+from prorank_jax.sandbox import render
+
+
+def refused(template: str) -> str:
+    with pytest.raises(TemplateError) as caught:
+        render(template, {"messages": [{"role": "query", "content": "q"}]})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10**10 }}",
+        "{{ 'a' | center(10**10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '{:10000000000}'.format(1) }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    ],
+)
+def test_memory_is_bounded(template: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refused(template) == "it takes more than 1024 MiB of memory"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{{ 7**(9**9) }}",
+    ],
+)
+def test_time_is_bounded_and_the_next_template_is_rendered(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    start = time.monotonic()
+    assert refused(template) == "it takes more than 0.5 s, or more memory than it may"
+    assert time.monotonic() - start < 5
+    assert render("{{ 1 + 1 }}", {}) == "2"
+
+
+def test_the_text_is_bounded() -> None:
+    assert refused("{{ 'a' * (2**20 + 1) }}") == "it prints 1048577 characters, more than 1048576"
+    assert refused("a" * (2**20 + 1)) == "it has 1048577 characters, more than 1048576"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe."),
+        ("{{ cycler.__init__.__globals__ }}", "access to attribute '__init__' of 'type' object is unsafe."),
+        ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe."),
+        ("{% include '/etc/hostname' %}", "TypeError: no loader for this environment specified"),
+        ("{% import 'os' as os %}", "TypeError: no loader for this environment specified"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_template_reaches_for_nothing(template: str, told: str) -> None:
+    assert refused(template).startswith(told)
+
+
+def test_what_is_hidden_is_empty() -> None:
+    hidden = "{{ ''|attr('__class__') }}{{ self._TemplateReference__context }}{{ '{0.__class__}'.format(1) }}"
+    assert render(hidden + "|{{ nothing }}", {}) == "|"
+
+
+def test_a_mistake_has_its_line() -> None:
+    with pytest.raises(TemplateSyntaxError) as caught:
+        render("one\n{% if %}", {})
+    assert caught.value.lineno == 2
+
+
+def test_texts_come_back_as_they_were() -> None:
+    text = "a\r\n\u2028é😀\0\ud800\u202e"
+    assert render("{{ x }}", {"x": text}) == text
+
+
+def test_threads_get_their_own_answers() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: render("{{ i }}", {"i": i}), range(200))) == [str(i) for i in range(200)]
+
+
+def test_a_fork_has_a_process_of_its_own() -> None:
+    render("a", {})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, render("{{ 'child' }}", {}).encode())
+        sandbox._RENDERER.end()
+        os._exit(0)
+    assert os.read(reading, 99) == b"child"
+    os.waitpid(child, 0)
+    for end in (reading, writing):
+        os.close(end)
+    assert render("{{ 'parent' }}", {}) == "parent"
+
+
+def test_a_process_that_is_gone_is_replaced() -> None:
+    render("a", {})
+    process = sandbox._RENDERER._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert render("a", {}) == "a"
