@@ -14,6 +14,7 @@ import yaml
 from prorank_jax import __version__
 from prorank_jax.config import RunConfig
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 from prorank_jax.prompt import Prompt
 from prorank_jax.storage import Place, exists, fetched, in_bucket, write_text
 from prorank_jax.templates import DOCUMENT, PAIR, QUERY, render
@@ -75,9 +76,9 @@ def read_record(folder: Place) -> Record | None:
     if not exists(path):
         return None
     try:
-        content = json.loads(Path(fetched(path)).read_text(encoding="utf-8"))
+        content = parse_json(Path(fetched(path)).read_text(encoding="utf-8"))
         return Record(**(content | {"measured": tuple(content["measured"])}))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not what prorank export writes ({error}); export the model again") from None
 
 

@@ -17,6 +17,8 @@ from prorank_jax.errors import InputError
 from prorank_jax.storage import Place, fetched
 
 S = TypeVar("S", bound=BaseModel)
+_MOST_NODES = 100_000
+_SHOWN = 60
 
 
 def load_config(path: str | Place, overrides: Iterable[str] = ()) -> RunConfig:
@@ -50,7 +52,7 @@ def read_mapping(path: str | Place) -> dict[str, Any]:
     except yaml.reader.ReaderError as error:
         raise InputError(f"{path}: character {error.position} is U+{error.character:04X}; remove it") from None
     except ValueError as error:
-        raise InputError(f"{path}: a value that looks like a date is none ({error}); quote it") from None
+        raise InputError(f"{path}: not a configuration ({error}); write out what is meant") from None
     if not isinstance(tree, dict):
         kind = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise InputError(f"{path}: holds {kind}, not a mapping; write `section:` lines of `key: value`")
@@ -96,6 +98,14 @@ def differences(left: RunConfig, right: RunConfig) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset, less the repeated keys: YAML would silently keep only the last."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError):
+            # A date that is none, a tag that the value does not fit.
+            problem = f"{_shown(node.value)} is not the {node.tag.rpartition(':')[2]} that it looks like; quote it"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -107,7 +117,43 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """What YAML text says.
+
+    Raises:
+      yaml.YAMLError: it is not YAML, or a value is not what it looks like.
+      ValueError: it is nested too deep, or aliases make it far larger than it is written.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _MOST_NODES:
+            raise ValueError(f"its aliases make more than {_MOST_NODES} values of it")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values that a node stands for, each alias written out; a node within itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _shown(value: Any) -> str:
+    """A value on one short line, for messages."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,18 +169,18 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override!r}: an override is written key=value, for example warmup.steps=50")
+        raise InputError(f"{_shown(override)}: an override is written key=value, for example warmup.steps=50")
     try:
         value = _parse_yaml(text)
     except (yaml.YAMLError, ValueError):
-        raise InputError(f"{override!r}: the value is not valid YAML; quote it") from None
+        raise InputError(f"{_shown(override)}: the value is not valid YAML; quote it") from None
     *sections, name = key.split(".")
     for section in sections:
         node = tree.get(section)
         if node is None:
             node = tree[section] = {}
         if not isinstance(node, dict):
-            raise InputError(f"{override!r}: {section} is a value, not a section; name an existing field")
+            raise InputError(f"{_shown(override)}: {section} is a value, not a section; name an existing field")
         tree = node
     tree[name] = value
 
@@ -149,16 +195,16 @@ def _first_problem(error: ValidationError, root: type[BaseModel]) -> str:
         return _unknown_key(location, _fields_at(location[:-1], root))
     place = _dotted(location)
     if kind == "union_tag_invalid":
-        return f"{place}.method={warmup_method(value)!r}: no way to warm up; use grpo or supervised"
+        return f"{place}.method={_shown(warmup_method(value))}: no way to warm up; use grpo or supervised"
     if kind == "missing":
         return f"{place}: missing; this field has no default"
     if kind == "model_type":
-        return f"{place}={value!r}: a section, not a value; write its fields as `key: value` lines below it"
+        return f"{place}={_shown(value)}: a section, not a value; write its fields as `key: value` lines below it"
     if kind == "value_error":
         detail = str(problem["ctx"]["error"])
         return f"{place}.{detail}" if place else detail
     remedy = "; put it in quotes" if kind == "string_type" else ""
-    return f"{place}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{remedy}"
+    return f"{place}={_shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{remedy}"
 
 
 def _unknown_key(location: tuple[str | int, ...], known: list[str]) -> str:
@@ -170,7 +216,7 @@ def _unknown_key(location: tuple[str | int, ...], known: list[str]) -> str:
 def _dotted(location: tuple[str | int, ...]) -> str:
     """A location as the file's writer knows it: without the tag of the method that pydantic puts behind `warmup`."""
     tagged = location[:1] == ("warmup",) and location[1:2] in (("grpo",), ("supervised",))
-    return ".".join(str(part) for part in (location[:1] + location[2:] if tagged else location))
+    return ".".join(str(part)[:_SHOWN] for part in (location[:1] + location[2:] if tagged else location))
 
 
 def _fields_at(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:

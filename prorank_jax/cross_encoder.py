@@ -4,11 +4,11 @@ A causal reranker is a chain of two modules: a language model, and a `LogitScore
 answers. A classifier is one module, whose only output is the score.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 LOGIT_SCORE = "1_LogitScore"
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
@@ -72,7 +72,7 @@ def read_answer_ids(folder: Path) -> tuple[int, int] | None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); export the model again") from None
     except (ValueError, RecursionError) as error:

@@ -345,7 +345,7 @@ def test_a_bad_override_is_refused_by_its_own_text(path, override, message):
         ("seed: \x00", ": character 6 is U+0000; remove it"),
         (
             FILE + "seed: 2024-13-45\n",
-            ": a value that looks like a date is none (month must be in 1..12); quote it",
+            ":7: not valid YAML ('2024-13-45' is not the timestamp that it looks like; quote it); mend that line",
         ),
         (FILE + "1: 2\n", ": 1: unknown key; known here: seed, model, prompt, data, warmup, score, mesh"),
         ("model: {base: m}\nwarmup: {steps: 1}\n", ": data: missing; this field has no default"),

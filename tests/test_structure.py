@@ -20,6 +20,8 @@ LAYERS = [
         "config",
         "config_file",
         "errors",
+        "json_text",
+        "json_text",
         "atomic",
         "progress",
         "cache",

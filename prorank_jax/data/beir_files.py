@@ -8,6 +8,7 @@ A file that another tool would read by guessing is refused with its line.
 
 import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,7 +99,7 @@ class ZipFiles:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._names = set(archive.namelist())
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
             raise InputError(f"{path}: not readable as a zip ({error}); make or download it again") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a readable zip") from None
@@ -147,8 +148,9 @@ class ZipFiles:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self._prefix + name) as member:
                 # It reads lines many times quicker than the member itself.
-                yield from lines_of(io.BufferedReader(cast(io.RawIOBase, member), 1 << 20), place)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                packed = archive.getinfo(self._prefix + name).compress_size
+                yield from lines_of(io.BufferedReader(cast(io.RawIOBase, member), 1 << 20), place, packed)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
             raise InputError(f"{place}: cannot be unpacked ({error}); make or download the zip again") from None
         except OSError as error:
             raise InputError(f"{place}: cannot be read ({error.strerror}); give the path of a readable zip") from None
@@ -195,7 +197,7 @@ class NanoFiles:
                         for row in batch.to_pylist():
                             number += 1
                             yield f"{file}:{number}", row
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{file}: not readable as Parquet ({reason}); download it again") from None
 

@@ -26,6 +26,7 @@ from prorank_jax.cache import cache_folder
 from prorank_jax.data.documents import StoredDocuments
 from prorank_jax.data.stems import Stems
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 from prorank_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _save(index: Index, folder: Path, made_of: Mapping[str, Any]) -> None:
 
 def _is_whole(folder: Path, made_of: Mapping[str, Any]) -> bool:
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        about = parse_json((folder / _ABOUT).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in about["bytes"]}
         return bool(about["made_of"] == made_of and about["bytes"] == sizes)
     except (OSError, ValueError, KeyError, TypeError):

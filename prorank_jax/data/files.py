@@ -142,7 +142,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", {name: value for name, value in fields.items() if value is not None}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file}: not readable as Parquet ({reason}); make or download it again") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 
 class Part:
@@ -60,7 +61,7 @@ class Part:
                 self._note()
             return 0
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = parse_json(self.record.read_text(encoding="utf-8"))
             before, self.rows, self.bytes = record["made_of"], int(record["rows"]), int(record["bytes"])
             changed = [name for name, value in made_of.items() if before[name] != value]
         except (OSError, ValueError, KeyError, TypeError):
@@ -114,7 +115,7 @@ class Part:
 def rows_done(out: Path, made_of: dict[str, Any]) -> int:
     """Rows of `out` that an unfinished file has, where it was made of the same."""
     try:
-        record = json.loads(Part(out).record.read_text(encoding="utf-8"))
+        record = parse_json(Part(out).record.read_text(encoding="utf-8"))
         return int(record["rows"]) if record["made_of"] == made_of else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -18,6 +18,7 @@ import numpy as np
 from prorank_jax.data.examples import Example, Group
 from prorank_jax.data.records import Records
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 Target = Literal["label", "score", "sigmoid", "softmax"]
 
@@ -94,7 +95,7 @@ def open_prepared(folder: Path) -> PreparedFolder:
 def read_about(folder: Path) -> dict[str, Any] | None:
     """What `prepared.json` says; None where it is missing, damaged or of another version."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = parse_json((folder / ABOUT).read_text(encoding="utf-8"))
         return about if about["made_of"]["version"] == VERSION else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

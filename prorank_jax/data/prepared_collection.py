@@ -20,6 +20,7 @@ from prorank_jax.data.documents import StoredDocuments
 from prorank_jax.data.records import Records
 from prorank_jax.data.tf_example import unpack
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 ABOUT = "collection.json"
 VERSION = 1
@@ -93,7 +94,7 @@ def read_prepared(folder: Path) -> PreparedCollection | None:
       InputError: it is of another version, or a file of it is missing or cut short.
     """
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = parse_json((folder / ABOUT).read_text(encoding="utf-8"))
         if about["version"] != VERSION:
             raise ValueError(about["version"])
         prepared = PreparedCollection(

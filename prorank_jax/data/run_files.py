@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prorank_jax.data.lines import read_lines, shown
+from prorank_jax.data.lines import read_lines, shown, unpacked_bytes
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 _TREC = "write `query Q0 document rank score tag`"
 _OBJECTS = 'write {"query": {"document": score}}'
@@ -79,18 +80,26 @@ class _Pairs(list[tuple[Any, Any]]):
 
 def _json(path: Path) -> Iterator[Entry]:
     try:
-        packed = path.read_bytes()
-        text = gzip.decompress(packed) if path.name.endswith(".gz") else packed
-        content = json.loads(text, object_pairs_hook=_Pairs)
+        text = _unpacked(path) if path.name.endswith(".gz") else path.read_bytes()
+        content = parse_json(text, object_pairs_hook=_Pairs)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not readable as gzip ({error}); {_MADE_AGAIN}") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); {_MADE_AGAIN}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); {_MADE_AGAIN}") from None
     return _nested(path, content, _Pairs, iter)
+
+
+def _unpacked(path: Path) -> bytes:
+    most = unpacked_bytes(path.stat().st_size)
+    with gzip.open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise EOFError(f"it unpacks to more than {most} bytes")
+    return content
 
 
 def _lz4(path: Path) -> Iterator[Entry]:
@@ -98,10 +107,17 @@ def _lz4(path: Path) -> Iterator[Entry]:
     import lz4.frame
 
     try:
-        content = cbor2.loads(lz4.frame.decompress(lz4.frame.decompress(path.read_bytes())))
+        packed, most = path.read_bytes(), unpacked_bytes(path.stat().st_size)
+        for _ in range(2):
+            # What is there without a limit may be more than memory holds.
+            reader = lz4.frame.LZ4FrameDecompressor()
+            packed = reader.decompress(packed, max_length=most)
+            if not reader.eof:
+                raise EOFError(f"cut short, or it unpacks to more than {most} bytes")
+        content = cbor2.loads(packed)
     except OSError as error:
         raise _unreadable(path, error) from None
-    except (RuntimeError, ValueError, EOFError, cbor2.CBORDecodeError) as error:
+    except (RuntimeError, ValueError, EOFError, RecursionError, cbor2.CBORDecodeError) as error:
         raise InputError(f"{path}: not readable as a run of ranx ({error}); {_MADE_AGAIN}") from None
     return _nested(path, content, dict, dict.items)
 
@@ -142,7 +158,7 @@ def _parquet(path: Path) -> Iterator[Entry]:
                     _check_string(place, query_id)
                     _check_string(place, document_id)
                     yield Entry(place, query_id, document_id, 0, _score(place, score))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: not readable as Parquet ({reason}); {_MADE_AGAIN}") from None
 

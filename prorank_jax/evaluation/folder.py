@@ -8,6 +8,7 @@ from typing import Any
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.documents import StoredDocuments
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 GO_ON = "make room for it and run the command again, which goes on where it was"
 """What to do where an evaluation cannot be written."""
@@ -24,7 +25,7 @@ def make(folder: Path) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

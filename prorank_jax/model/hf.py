@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 from safetensors.numpy import save_file
 
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
 from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
@@ -76,12 +77,12 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; a model folder has config.json and {WEIGHTS}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable model folder") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); mend or download it again") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object; mend or download it again")
@@ -194,6 +195,11 @@ def classifier_config(hf_config: dict[str, Any], pad_id: int) -> dict[str, Any]:
 
 def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None:
     """Each tensor has its parameter, each parameter its tensors, and their shapes agree."""
+    if c.layers > len(weights.shapes):
+        raise InputError(
+            f"{weights.folder / 'config.json'}: num_hidden_layers={c.layers}, and the weights are "
+            f"{len(weights.shapes)} tensors; they disagree"
+        )
     expected = {name: entry.theirs for entry in table for name in entry.names(c.layers)}
     for name, shape in weights.shapes.items():
         if name in expected:

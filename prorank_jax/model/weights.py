@@ -3,7 +3,6 @@
 Nothing is mapped into memory for longer than one tensor takes to read. Pickles are never opened.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -91,13 +91,15 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     if not index.exists():
         _refuse_without_weights(folder)
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].items()
         listed = {str(name): folder / Path(file).name for name, file in names}
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
     if not listed:
         raise InputError(f"{index}: lists no tensor; download it again")
-    if missing := sorted(file.name for file in listed.values() if not file.exists()):
+    # What a damaged index names may be no name that a file system can be asked for.
+    there = {file.name for file in folder.iterdir()}
+    if missing := sorted({file.name for file in listed.values()} - there):
         raise InputError(f"{folder / missing[0]}: missing, and named by {index.name}; download it again")
     return listed
 

@@ -20,6 +20,7 @@ from absl import logging
 
 from prorank_jax.checksums import CHECKSUMS, damage, seal
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 from prorank_jax.progress import tell
 from prorank_jax.runtime.mesh import largest, wait_for_all
 from prorank_jax.runtime.room import Room
@@ -73,7 +74,7 @@ class Checkpoints:
         if written is None:
             return None
         try:
-            return float(json.loads(written)["measure"])
+            return float(parse_json(written)["measure"])
         except (ValueError, KeyError, TypeError):
             self._check(step)
             raise

@@ -30,6 +30,7 @@ from rich.progress import (
 
 from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
 from prorank_jax.runtime.room import GO_ON, Room
 from prorank_jax.storage import Mirror, Place, fetched, free_bytes
 
@@ -241,7 +242,7 @@ def read_metrics(path: Place) -> list[Row]:
     lines = Path(fetched(path)).read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict) or "step" not in row:
                 raise ValueError
         except ValueError:
