@@ -18,6 +18,8 @@ from prorank_jax.storage import Place, fetched
 
 S = TypeVar("S", bound=BaseModel)
 _MOST_NODES = 100_000
+_LONGEST = 1 << 18
+_DEEPEST = 50
 _SHOWN = 60
 
 
@@ -98,6 +100,12 @@ def differences(left: RunConfig, right: RunConfig) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset, less the repeated keys: YAML would silently keep only the last."""
 
+    def fetch_flow_collection_start(self, TokenClass: type) -> None:
+        # Of brackets in brackets the library looks at all anew with each.
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(problem="nested too deep", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
@@ -121,8 +129,10 @@ def _parse_yaml(text: str) -> Any:
 
     Raises:
       yaml.YAMLError: it is not YAML, or a value is not what it looks like.
-      ValueError: it is nested too deep, or aliases make it far larger than it is written.
+      ValueError: it is too long or nested too deep, or aliases make it far larger than it is written.
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
     loader = _Loader(text)
     try:
         node = loader.get_single_node()

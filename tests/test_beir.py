@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from prorank_jax.data import lines
 from prorank_jax.data.beir import read_beir
 from prorank_jax.errors import InputError
 
@@ -221,3 +222,16 @@ def test_real_collections_have_their_published_sizes(shared, name, split, docume
     assert len(collection.documents) == documents
     assert len(collection.queries) == queries
     assert sum(len(row) for row in collection.qrels.values()) == judgements
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
+    folder = write(tmp_path, corpus=CORPUS + '{"_id": "d3", "text": "' + "a" * (1 << 20) + '"}\n')
+    assert refusal(folder) == (f"{folder / 'corpus.jsonl'}:3: is longer than 1 MiB; write one object or entry a line")
+
+
+def test_a_line_just_short_enough_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 10)
+    row = '{"_id": "d3", "text": ""}\n'
+    corpus = CORPUS + row.replace('""', '"' + "a" * ((1 << 10) - len(row)) + '"')
+    assert len(read_beir(write(tmp_path, corpus=corpus), "test").documents) == 3

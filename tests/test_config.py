@@ -1,5 +1,6 @@
 """The configuration: what a file and overrides become, and the one line that refuses bad ones."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -473,3 +474,43 @@ def test_differences_of_adapters():
     ]
     wider = parse_config(tree(warmup={"steps": 5, "lora": {"targets": ["q_proj"], "rank": 32}}))
     assert differences(with_, wider) == ["warmup.lora.rank: 16 -> 32"]
+
+
+def refused_yaml(tmp_path: Path, text: str) -> str:
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "run.yaml")
+    return str(caught.value).removeprefix(str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "a: !!python/object/apply:os.system [id]",
+            ":1: not valid YAML (could not determine a constructor for the tag",
+        ),
+        ("a: !!bool abc", ":1: not valid YAML ('abc' is not the bool that it looks like; quote it)"),
+        ("a: 1\nb: !!int ''", ":2: not valid YAML ('' is not the int that it looks like; quote it)"),
+        ("a: !!timestamp x", ":1: not valid YAML ('x' is not the timestamp that it looks like; quote it)"),
+        ("a: " + "[" * 60, ":1: not valid YAML (nested too deep)"),
+        ("a: &a [*a, *a]", ": not a configuration (its aliases make more than 100000 values of it)"),
+        ("#" + "a" * (1 << 18), ": not a configuration (it has 262145 characters, more than 262144)"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)),
+            ": not a configuration (its aliases make more than 100000 values of it)",
+        ),
+    ],
+    ids=["python tag", "bool", "int", "timestamp", "deep", "alias in itself", "long", "a billion laughs"],
+)
+def test_yaml_that_means_harm_or_nothing(tmp_path: Path, text: str, told: str) -> None:
+    start = time.monotonic()
+    assert refused_yaml(tmp_path, text).startswith(told)
+    assert time.monotonic() - start < 2
+
+
+def test_an_alias_that_is_used_twice_is_fine(tmp_path: Path) -> None:
+    text = FILE.replace("warmup:\n  steps: 5\n", "warmup: &stage\n  steps: 5\nscore: *stage\n")
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(tmp_path / "run.yaml")
+    assert config.score is not None and config.score.steps == 5

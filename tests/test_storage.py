@@ -242,3 +242,29 @@ def test_a_folder_that_is_being_replaced_is_none(cloud: FakeGcs, bucket: str) ->
     changes = [request for request in cloud.requests[before:] if not request.startswith("GET")]
     assert changes[0].startswith("DELETE") and "config.json" in changes[0]
     assert uploads(cloud, bucket)[-1] == "export/config.json"
+
+
+def test_of_a_link_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    # Left by somebody: what it leads to is not ours to empty.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept").write_text("kept")
+    (tmp_path / "there.unfinished").symlink_to(tmp_path / "other")
+    with replaced(tmp_path / "link", last="config.json") as unfinished:
+        (unfinished / "config.json").write_text("{}")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path / "there")) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["link", "other", "there"]
+    assert (tmp_path / "other" / "kept").read_text() == "kept"
+
+
+def test_a_folder_that_could_not_be_made_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("old")
+    with pytest.raises(OSError, match="full"), replaced(tmp_path / "export", last="config.json") as unfinished:
+        (unfinished / "config.json").write_text("half")
+        raise OSError(errno.ENOSPC, "full")
+    assert os.listdir(tmp_path) == ["export"]
+    assert (tmp_path / "export" / "config.json").read_text() == "old"
