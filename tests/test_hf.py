@@ -208,6 +208,25 @@ def test_files_that_are_damaged_or_pickles(qwen: Path) -> None:
     assert refused(qwen).startswith(f"{qwen}: an adapter without its base model; merge them with peft")
 
 
+def test_a_config_of_more_layers_than_memory_holds(qwen: Path) -> None:
+    path = qwen / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9, "layer_types": None}))
+    assert refused(qwen).startswith(f"{path}: num_hidden_layers=1000000000, and the weights are ")
+
+
+def test_an_index_that_names_what_no_folder_can_hold(qwen: Path) -> None:
+    (qwen / "model.safetensors").unlink()
+    index = qwen / "model.safetensors.index.json"
+    for name in ("a" * 5000, "a\0b", "../" * 9 + "etc"):
+        index.write_text(json.dumps({"weight_map": {"x": name}}))
+        assert refused(qwen).startswith(f"{qwen}/") and "missing, and named by model.safetensors.index.json" in refused(
+            qwen
+        )
+    for content in ("[" * 10**5, '{"weight_map": 1}', '{"weight_map": {"x": 1}}'):
+        index.write_text(content)
+        assert refused(qwen).startswith(f"{index}: not an index of weights")
+
+
 def test_a_config_that_is_none(qwen: Path) -> None:
     path = qwen / "config.json"
     for text, message in (("{", "not valid JSON"), ("[1]", "holds no JSON object"), ("[" * 10**5, "not valid JSON")):

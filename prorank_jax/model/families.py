@@ -9,9 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import Rope
 from prorank_jax.model.decoder import DecoderConfig
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Family(NamedTuple):
@@ -218,8 +222,8 @@ class _Fields:
 
 def _positive(value: Any, name: str, place: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise InputError(f"{place}: {name}={value!r} is not a number above 0; mend the file")
+    if not number or not 0 < value <= _LARGEST:
+        raise InputError(f"{place}: {name}={_short(value)} is not a 32-bit number above 0; mend the file")
     return float(value)
 
 

@@ -75,11 +75,16 @@ def draw(scene: Scene, rng: random.Random, kills: int, terms: int, saves: int) -
 def disturb(scene: Scene, moment: Moment) -> bool:
     """Starts the command and sends the signal at the moment; False where the command was over before."""
     before = inode(moment.anew)
+    # A run that has made no step since its checkpoint has none to save.
+    stage = moment.what.partition(",")[0]
+    saved = (checkpoints(scene.run, stage).latest() or 0) if moment.anew else -1
     process = subprocess.Popen(scene.commands[moment.command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     try:
         end = time.monotonic() + _SECONDS
-        while not (moment.ready() and (moment.anew is None or inode(moment.anew) != before)):
+        while not (
+            moment.ready() and (moment.anew is None or inode(moment.anew) != before) and rows(scene, stage) > saved
+        ):
             if process.poll() is not None:
                 assert process.returncode == 0, process.stderr.read().decode()
                 return False
@@ -100,7 +105,6 @@ def disturb(scene: Scene, moment: Moment) -> bool:
         return True
     assert status == PREEMPTED, told
     last = told.splitlines()[-1]
-    stage = moment.what.partition(",")[0]
     step = checkpoints(scene.run, stage).latest()
     assert last == (
         f"prorank: preempted at step {step} of {stage}, which is saved; start the same command again to go on"
