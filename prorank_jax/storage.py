@@ -166,14 +166,15 @@ def digests(folder: Place) -> dict[str, str]:
         }
 
 
-def remove(folder: Place, first: str) -> None:
+def remove(folder: Place, first: str | None = None) -> None:
     """Removes a folder; `first` is the file in it without which the rest is not trusted.
 
     Raises:
       InputError: the bucket refuses.
     """
     if isinstance(folder, Path):
-        (folder / first).unlink(missing_ok=True)
+        if first is not None:
+            (folder / first).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         return
     files, name = files_of(folder), name_of(folder)
@@ -182,15 +183,19 @@ def remove(folder: Place, first: str) -> None:
             files.rm_file(entry)
 
 
-def rename(folder: Place, name: str) -> None:
-    """Gives a folder another name beside the old one, and replaces what has that name."""
+def rename(folder: Place, name: str, first: str) -> None:
+    """Gives a folder another name beside the old one, and replaces what has that name; `first` is as of `remove`."""
     target = folder.with_name(name)
-    remove(target, "")
+    remove(target)
     if isinstance(folder, Path):
         folder.rename(target)
         return
+    files = files_of(folder)
     with reaching(folder):
-        files_of(folder).mv(name_of(folder), name_of(target), recursive=True)
+        # Objects have no folder that could be renamed.
+        for entry in objects(files, name_of(folder)):
+            files.cp_file(entry, f"{name_of(target)}{entry.removeprefix(name_of(folder))}")
+    remove(folder, first)
 
 
 def fetched(source: str | Place, patterns: Sequence[str] = ("*",)) -> str | Path:

@@ -121,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeGcs
     _ROUTES = (
         (r"/(?:(?:download|upload)/)?(?:storage/v1/)?b/([^/]+)/o/([^/]+)", "object"),
+        (r"/(?:storage/v1/)?b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)", "rewrite"),
         (r"/(?:storage/v1/)?b/([^/]+)/o/?", "listing"),
         (r"/upload/(?:storage/v1/)?b/([^/]+)/o/?", "upload"),
         (r"/resume/([0-9]+)", "resume"),
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found := re.fullmatch(pattern, parts.path):
                 names = [unquote(group) for group in found.groups()]
                 with self.server.lock:
-                    if name in ("bucket", "object", "listing", "upload"):
+                    if name in ("bucket", "object", "listing", "upload", "rewrite"):
                         if names[0] in self.server.closed:
                             return refusal(403, "the caller does not have storage.objects access to the bucket")
                         if names[0] not in self.server.objects:
@@ -224,6 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
             return 416, {"Content-Range": f"bytes */{size}"}, b""
         del found["X-Goog-Hash"]
         return 206, found | {"Content-Range": f"bytes {first}-{last}/{size}"}, stored.content[first : last + 1]
+
+    def _rewrite(self, asked: "Request") -> "Answer":
+        bucket, name, other, copy = asked.names
+        self.server.put(other, copy, self.server.objects[bucket][name].content)
+        return of_json({"kind": "storage#rewriteResponse", "done": True, "resource": self._resource(other, copy)})
 
     def _upload(self, asked: "Request") -> "Answer":
         (bucket,), query = asked.names, asked.query

@@ -7,13 +7,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from fake_gcs import FakeGcs
 
 from prorank_jax import buckets
 from prorank_jax.cache import cache_folder
+from prorank_jax.checksums import damage, seal
 from prorank_jax.errors import InputError
-from prorank_jax.storage import Mirror, copy_of, exists, fetched, holds_files, kept_here, local, place, replaced
+from prorank_jax.runtime.checkpoint import Checkpoints
+from prorank_jax.storage import (
+    Mirror,
+    Place,
+    copy_of,
+    digests,
+    exists,
+    fetched,
+    folders,
+    holds_files,
+    kept_here,
+    local,
+    place,
+    read_bytes,
+    remove,
+    rename,
+    replaced,
+)
 from prorank_jax.storage import write_text as write
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -268,3 +289,59 @@ def test_a_folder_that_could_not_be_made_leaves_the_old_one(tmp_path: Path) -> N
         raise OSError(errno.ENOSPC, "full")
     assert os.listdir(tmp_path) == ["export"]
     assert (tmp_path / "export" / "config.json").read_text() == "old"
+
+
+@pytest.fixture(params=["here", "bucket"])
+def somewhere(request: pytest.FixtureRequest, tmp_path: Path, cloud: FakeGcs, bucket: str) -> Place:
+    return tmp_path / "run" if request.param == "here" else place(f"gs://{bucket}/run")
+
+
+def test_folders_are_listed_renamed_and_removed(somewhere: Place) -> None:
+    assert folders(somewhere) == []
+    assert read_bytes(somewhere / "1" / "a") is None
+    for name in ("1/a", "1/deep/b", "2/a", "c"):
+        write(somewhere / name, f"of {name}")
+    assert folders(somewhere) == ["1", "2"]
+    assert read_bytes(somewhere / "1" / "deep" / "b") == b"of 1/deep/b"
+    rename(somewhere / "1", "2", first="a")
+    assert folders(somewhere) == ["2"]
+    assert read_bytes(somewhere / "2" / "deep" / "b") == b"of 1/deep/b"
+    remove(somewhere / "2", first="a")
+    assert folders(somewhere) == [] and exists(somewhere / "c")
+    remove(somewhere / "2", first="a")
+
+
+def test_a_sealed_folder_knows_its_bytes(somewhere: Place) -> None:
+    for name in ("a", "deep/b", "empty"):
+        write(somewhere / name, "" if name == "empty" else f"of {name}")
+    # By coreutils' md5sum.
+    assert digests(somewhere)["empty"] == "d41d8cd98f00b204e9800998ecf8427e"
+    assert damage(somewhere) == "no checksums.md5: it was not finished, or an older version wrote it"
+    seal(somewhere)
+    assert damage(somewhere) is None
+    write(somewhere / "deep" / "b", "OF deep/b")
+    assert damage(somewhere) == "'deep/b' does not hold the bytes that were written"
+    write(somewhere / "deep" / "b", "of deep/b")
+    write(somewhere / "more", "")
+    assert damage(somewhere) == "'checksums.md5' does not hold the bytes that were written"
+
+
+def test_a_damaged_step_in_a_bucket_is_set_aside(
+    cloud: FakeGcs, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place(f"gs://{bucket}/run/checkpoints")
+    state = {"params": {"w": jnp.arange(6.0)}}
+    for step in (1, 2):
+        Checkpoints(folder, keep=2).save(step, state, measure=step / 10)
+    name = next(name for name in cloud.names(bucket, "run/checkpoints/2/") if name.endswith("_METADATA"))
+    cloud.put(bucket, f"run/checkpoints/2/{name}", b"{}")
+    checkpoints = Checkpoints(folder, keep=2)
+    assert checkpoints.mend() == 1
+    assert (
+        "METADATA' does not hold the bytes that were written); set aside as 2.damaged; going on"
+        in capsys.readouterr().err
+    )
+    assert folders(folder) == ["1", "2.damaged"]
+    np.testing.assert_array_equal(checkpoints.restore(1, jax.eval_shape(lambda: state))["params"]["w"], np.arange(6.0))
+    checkpoints.save(2, state)
+    assert folders(folder) == ["1", "2"]

@@ -208,7 +208,7 @@ class Checkpoints:
                     "delete the folder to begin the stage anew"
                 )
         for step, what in wrong.items():
-            rename(self._folder / str(step), f"{step}{ASIDE}")
+            rename(self._folder / str(step), f"{step}{ASIDE}", first=CHECKSUMS)
             before = max((other for other in named if other < step), default=None)
             goes_on = "the stage begins anew" if before is None else f"going on from step {before}"
             tell(f"prorank: {self._folder}/{step}: damaged ({what}); set aside as {step}{ASIDE}; {goes_on}")
