@@ -42,7 +42,7 @@ def watched(work: Callable[[], None], done: Callable[[], float]) -> list[Sample]
 
     compiled, over = [0], threading.Event()
 
-    def count(event: str, duration: float, **_: Any) -> None:
+    def count(event: str, duration_secs: float, **_: str | int) -> None:
         compiled[0] += event == _COMPILED
 
     jax.monitoring.register_event_duration_secs_listener(count)
@@ -67,16 +67,16 @@ def train_stage(stage: str, steps: int, folder: Path) -> list[Sample]:
     from prorank_jax.train import train
 
     write_world(folder / "world", seed=0)
-    of_stage: dict[str, Any] = {
+    stages: dict[str, dict[str, Any]] = {
         "warmup": {"prompts_per_step": 8, "group_size": 4, "max_new_tokens": 3, "beta": 0.05},
         "score": {"queries_per_step": 4, "documents_per_query": 4, "dev": {"every": 100, "queries": 20, "depth": 10}},
-    }[stage]
+    }
     often = {"steps": steps, "log_every": 10, "checkpoint_every": 100, "optimizer": {"learning_rate": 1e-4}}
     tree: dict[str, Any] = {
         "model": {"base": "builtin:tiny"},
         "prompt": {"max_length": 160},
         "data": {"path": str(folder / "world" / "train"), "depth": 20},
-        stage: of_stage | often,
+        stage: stages[stage] | often,
     }
     if stage == "score":
         tree["score"]["dev"]["path"] = str(folder / "world" / "dev")

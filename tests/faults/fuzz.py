@@ -156,7 +156,7 @@ def _read_beir(folder: Path) -> None:
     read_beir(folder, "test")
 
 
-_ROWS = [
+_ROWS: list[list[dict[str, Any]]] = [
     [{"query": "q", "document": "d", "label": 1, "score": 0.5}, {"query": "q", "document": "e", "label": 0}],
     [{"query": "q", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [2], "neg_scores": [1, -3.5]}],
     [{"query": "q", "documents": ["a", "b"], "scores": [2.5, -1], "labels": [1, 0], "instruction": "i"}],
@@ -220,7 +220,7 @@ def _run_cases() -> st.SearchStrategy[Case]:
         ),
         "run.parquet": edited(table, _TOKENS),
     }
-    return st.one_of(*(strategy.map(lambda content, name=name: {name: content}) for name, strategy in kinds.items()))
+    return st.one_of(*(st.fixed_dictionaries({name: strategy}) for name, strategy in kinds.items()))
 
 
 def _read_run(folder: Path) -> None:
