@@ -20,6 +20,7 @@ S = TypeVar("S", bound=BaseModel)
 _MOST_NODES = 100_000
 _LONGEST = 1 << 18
 _DEEPEST = 50
+_LARGEST = 1 << 63
 _SHOWN = 60
 
 
@@ -50,7 +51,7 @@ def read_mapping(path: str | Place) -> dict[str, Any]:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{path}{line}: not valid YAML ({error.problem}); mend that line") from None
+        raise InputError(f"{path}{line}: not valid YAML ({_cut(error.problem)}); mend that line") from None
     except yaml.reader.ReaderError as error:
         raise InputError(f"{path}: character {error.position} is U+{error.character:04X}; remove it") from None
     except ValueError as error:
@@ -108,17 +109,24 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError):
             # A date that is none, a tag that the value does not fit.
             problem = f"{_shown(node.value)} is not the {node.tag.rpartition(':')[2]} that it looks like; quote it"
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from None
+        # One of thousands of digits, which hexadecimal can spell, could not even be shown.
+        if isinstance(value, int) and abs(value) >= _LARGEST:
+            problem = f"{_shown(node.value)} is beyond 64 bits"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        # A tag may claim that something else is a mapping.
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
+                problem = f"the key {_shown(key.value)} stands twice"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -164,6 +172,12 @@ def _shown(value: Any) -> str:
     """A value on one short line, for messages."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _cut(problem: str | None) -> str:
+    """What the library says, in which a tag or an anchor may be of any length."""
+    problem = problem or "it ends too early"
+    return problem if len(problem) <= 2 * _SHOWN else f"{problem[: 2 * _SHOWN]}..."
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

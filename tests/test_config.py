@@ -493,6 +493,8 @@ def refused_yaml(tmp_path: Path, text: str) -> str:
         ("a: !!bool abc", ":1: not valid YAML ('abc' is not the bool that it looks like; quote it)"),
         ("a: 1\nb: !!int ''", ":2: not valid YAML ('' is not the int that it looks like; quote it)"),
         ("a: !!timestamp x", ":1: not valid YAML ('x' is not the timestamp that it looks like; quote it)"),
+        ("a: 0x" + "f" * 5000, ":1: not valid YAML ('0xfff"),
+        ("a: !!map b", ":1: not valid YAML (expected a mapping node, but found scalar)"),
         ("a: " + "[" * 60, ":1: not valid YAML (nested too deep)"),
         ("a: &a [*a, *a]", ": not a configuration (its aliases make more than 100000 values of it)"),
         ("#" + "a" * (1 << 18), ": not a configuration (it has 262145 characters, more than 262144)"),
@@ -501,7 +503,18 @@ def refused_yaml(tmp_path: Path, text: str) -> str:
             ": not a configuration (its aliases make more than 100000 values of it)",
         ),
     ],
-    ids=["python tag", "bool", "int", "timestamp", "deep", "alias in itself", "long", "a billion laughs"],
+    ids=[
+        "python tag",
+        "bool",
+        "int",
+        "timestamp",
+        "hexadecimal",
+        "no mapping",
+        "deep",
+        "alias in itself",
+        "long",
+        "a billion laughs",
+    ],
 )
 def test_yaml_that_means_harm_or_nothing(tmp_path: Path, text: str, told: str) -> None:
     start = time.monotonic()

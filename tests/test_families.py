@@ -192,6 +192,13 @@ def test_a_window_of_two_sees_itself_and_the_token_before() -> None:
         ("qwen2", {"hidden_size": None}, "hidden_size=None is not a 32-bit number above 0"),
         ("qwen2", {"hidden_size": "48"}, "hidden_size='48' is not a 32-bit number above 0"),
         ("qwen2", {"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 is not a whole number"),
+        ("qwen2", {"layer_types": [["full_attention"]] * 3}, "layer_types names ['full_attention'], which is not supp"),
+        ("qwen2", {"hidden_act": ["silu"]}, "hidden_act=['silu'] is not supported"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "max_window_layers": "2"},
+            "max_window_layers='2' is not a whole number",
+        ),
         ("qwen2", {"rms_norm_eps": 1e39}, "rms_norm_eps=1e+39 is not a 32-bit number above 0"),
         ("qwen2", {"rope_theta": 10**400}, "rope_theta=1000"),
         ("qwen2", {"rms_norm_eps": math.nan}, "rms_norm_eps=nan is not a 32-bit number above 0"),

@@ -211,7 +211,9 @@ def test_files_that_are_damaged_or_pickles(qwen: Path) -> None:
 def test_a_config_of_more_layers_than_memory_holds(qwen: Path) -> None:
     path = qwen / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9, "layer_types": None}))
-    assert refused(qwen).startswith(f"{path}: num_hidden_layers=1000000000, and the weights are ")
+    assert refused(qwen).startswith(f"{path}: num_hidden_layers=1000000000: no model has more than 10000 layers")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 9999}))
+    assert refused(qwen).startswith(f"{path}: num_hidden_layers=9999, and the weights are ")
 
 
 def test_an_index_that_names_what_no_folder_can_hold(qwen: Path) -> None:

@@ -105,6 +105,8 @@ FAMILIES = {
     ),
 }
 
+# Each costs memory before the weights are looked at.
+_MOST_LAYERS = 10_000
 _ACTIVATIONS: dict[Any, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ROPE_TYPES = {
     "default": (),
@@ -134,7 +136,9 @@ def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
     """
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise InputError(f"{place}: model_type={name!r} is not supported; use a model of one of: {', '.join(FAMILIES)}")
+        raise InputError(
+            f"{place}: model_type={_short(name)} is not supported; use a model of one of: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[name]
     fields = _Fields(config, family, place)
     _refuse(fields, family)
@@ -150,6 +154,10 @@ def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
     if head_size < 2 or head_size % 2:
         raise InputError(f"{place}: head_dim={head_size}: rotary embedding needs an even head size; mend the file")
     layers = fields.size("num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise InputError(
+            f"{place}: num_hidden_layers={layers}: no model has more than {_MOST_LAYERS} layers; mend the file"
+        )
     sliding = _sliding_layers(fields, name, layers)
     rope, sliding_rope = _ropes(fields, nested=name == "gemma3_text")
     return DecoderConfig(
@@ -208,15 +216,17 @@ class _Fields:
 
     def flag(self, name: str) -> bool:
         if not isinstance(self[name], bool):
-            raise InputError(f"{self.place}: {name}={self[name]!r} is neither true nor false; mend the file")
+            raise InputError(f"{self.place}: {name}={_short(self[name])} is neither true nor false; mend the file")
         return bool(self[name])
 
     def activation(self) -> Literal["silu", "gelu_tanh"]:
         """Gemma's own field comes before the one that its older files have beside it."""
         name = "hidden_activation" if self.config.get("hidden_activation") else "hidden_act"
         value = self[name]
-        if value not in _ACTIVATIONS:
-            raise InputError(f"{self.place}: {name}={value!r} is not supported; only {', '.join(_ACTIVATIONS)} are")
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
+            raise InputError(
+                f"{self.place}: {name}={_short(value)} is not supported; only {', '.join(_ACTIVATIONS)} are"
+            )
         return _ACTIVATIONS[value]
 
 
@@ -233,7 +243,7 @@ def _refuse(fields: _Fields, family: Family) -> None:
     architectures = config.get("architectures")
     if architectures and architectures != [family.causal_lm]:
         raise InputError(
-            f"{place}: architectures={architectures} is not supported; only {[family.causal_lm]} is: "
+            f"{place}: architectures={_short(architectures)} is not supported; only {[family.causal_lm]} is: "
             "use the folder of the language model itself"
         )
     if config.get("auto_map"):
@@ -245,11 +255,13 @@ def _refuse(fields: _Fields, family: Family) -> None:
         if name in family.defaults and fields[name] not in (None, family.defaults[name]):
             supported = family.defaults[name]
             raise InputError(
-                f"{place}: {name}={fields[name]!r} is not supported for {model_type}; only {supported!r} is"
+                f"{place}: {name}={_short(fields[name])} is not supported for {model_type}; only {supported!r} is"
             )
     if model_type == "gemma3_text" and fields["attn_logit_softcapping"] is not None:
         value = fields["attn_logit_softcapping"]
-        raise InputError(f"{place}: attn_logit_softcapping={value!r} is not supported for gemma3_text; only None is")
+        raise InputError(
+            f"{place}: attn_logit_softcapping={_short(value)} is not supported for gemma3_text; only None is"
+        )
     known = {*_SIZES, *family.defaults, *_INERT, "architectures", "auto_map"}
     for name, value in config.items():
         if name not in known and value is not None and value is not False:
@@ -263,16 +275,17 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
     kinds = {"full_attention": False, "sliding_attention": True}
     types = fields["layer_types"]
     if types is not None:
-        unknown = next((kind for kind in types if kind not in kinds), None) if isinstance(types, list) else types
-        if unknown is not None:
+        named = types if isinstance(types, list) else [types]
+        if unknown := [kind for kind in named if not isinstance(kind, str) or kind not in kinds]:
             raise InputError(
-                f"{fields.place}: layer_types names {unknown!r}, which is not supported; only {', '.join(kinds)} are"
+                f"{fields.place}: layer_types names {_short(unknown[0])}, which is not supported; "
+                f"only {', '.join(kinds)} are"
             )
-        if len(types) != layers:
+        if len(named) != layers:
             raise InputError(
-                f"{fields.place}: layer_types has {len(types)} entries and num_hidden_layers={layers}; mend the file"
+                f"{fields.place}: layer_types has {len(named)} entries and num_hidden_layers={layers}; mend the file"
             )
-        return tuple(kinds[kind] for kind in types)
+        return tuple(kinds[kind] for kind in named)
     if model_type == "gemma2":
         return tuple(layer % 2 == 0 for layer in range(layers))
     if model_type == "gemma3_text":
@@ -280,7 +293,10 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
         pattern = fields.size(written[0] if written else "sliding_window_pattern")
         return tuple((layer + 1) % pattern != 0 for layer in range(layers))
     if "use_sliding_window" in fields.family.defaults and fields.flag("use_sliding_window"):
-        return tuple(layer >= fields["max_window_layers"] for layer in range(layers))
+        full = fields["max_window_layers"]
+        if isinstance(full, bool) or not isinstance(full, int):
+            raise InputError(f"{fields.place}: max_window_layers={_short(full)} is not a whole number; mend the file")
+        return tuple(layer >= full for layer in range(layers))
     return (False,) * layers
 
 
@@ -299,15 +315,22 @@ def _ropes(fields: _Fields, nested: bool) -> tuple[Rope, Rope]:
     local = fields.number("rope_local_base_freq")
     if fields["rope_scaling"]:  # it scales the full layers
         return _rope(fields, written, theta), Rope(local)
-    full, near = (written.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    full, near = (_nested(fields, written, kind) for kind in ("full_attention", "sliding_attention"))
     return _rope(fields, full, theta), _rope(fields, near, local)
+
+
+def _nested(fields: _Fields, written: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    of_kind = written.get(kind) or {}
+    if not isinstance(of_kind, dict):
+        raise InputError(f"{fields.place}: rope_parameters.{kind}={_short(of_kind)} is not a mapping; mend the file")
+    return of_kind
 
 
 def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
     place, kind = fields.place, written.get("rope_type", written.get("type", "default"))
-    if kind not in _ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise InputError(
-            f"{place}: rope_parameters.rope_type={kind!r} is not supported; only {', '.join(_ROPE_TYPES)} are"
+            f"{place}: rope_parameters.rope_type={_short(kind)} is not supported; only {', '.join(_ROPE_TYPES)} are"
         )
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_TYPES[kind]}
     for name, value in written.items():
@@ -318,7 +341,7 @@ def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
             )
     for partial in (fields["partial_rotary_factor"], written.get("partial_rotary_factor")):
         if partial not in (None, 1.0):
-            raise InputError(f"{place}: partial_rotary_factor={partial!r} is not supported; only 1.0 is")
+            raise InputError(f"{place}: partial_rotary_factor={_short(partial)} is not supported; only 1.0 is")
     if missing := [name for name in _ROPE_TYPES[kind] if written.get(name) is None]:
         raise InputError(f"{place}: rope_parameters.{missing[0]} is missing; rope_type={kind!r} needs it")
 

@@ -42,7 +42,7 @@ class Checkpoints:
 
     Args:
       folder: is made by the first save.
-      room: who waits where the disk is full; default: nobody, and a save that finds no room is refused.
+      room: who waits where the disk is full; default: nobody.
     """
 
     def __init__(self, folder: Place, keep: int, room: Room | None = None):
@@ -105,7 +105,7 @@ class Checkpoints:
           measure: what was measured of this state, the more the better.
 
         Raises:
-          InputError: the disk is full, and nobody waits.
+          OSError: there is no room for it, and nobody waits.
           ValueError: the folder already holds this step or a later one.
         """
         latest = self.latest()
