@@ -122,12 +122,11 @@ class MetricsWriter:
         room: Room | None = None,
     ):
         self._writes = jax.process_index() == 0
-        self._resume_from = resume_from
+        self._resume_from, self._room = resume_from, room
         if not self._writes:
             return
         self._mirror = Mirror(folder, without=("checkpoints",))
         self._stage, self._total, self._headline = stage, total_steps, headline
-        self._room = room
         self._rows = RowFile(self._mirror.here / FILE_NAME, resume_from, room)
         kept = self._rows.kept
         # Where torch is installed tensorboardX imports it, a second that reading rows should not cost.
