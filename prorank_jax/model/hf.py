@@ -20,7 +20,7 @@ from prorank_jax.json_text import parse_json
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
 from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
-from prorank_jax.model.weights import INDEX, WEIGHTS, Weights, shown
+from prorank_jax.model.weights import INDEX, WEIGHTS, Weights
 from prorank_jax.storage import fetched
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
@@ -210,7 +210,7 @@ def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None
                 )
         elif not (name.endswith(_DERIVED) or (c.tied and name == UNEMBEDDING)):
             raise InputError(
-                f"{weights.file(name)}: tensor {shown(name)} is unknown to this family; config.json and weights disagree"
+                f"{weights.file(name)}: tensor {name} is unknown to this family; config.json and weights disagree"
             )
     if missing := [name for name in expected if name not in weights.shapes]:
         raise InputError(

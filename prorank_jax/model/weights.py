@@ -6,7 +6,6 @@ Nothing is mapped into memory for longer than one tensor takes to read. Pickles 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,7 +16,6 @@ from prorank_jax.json_text import parse_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LONGEST = 100
 
 
 class Weights:
@@ -36,24 +34,22 @@ class Weights:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(listed.values())) if listed else [folder / WEIGHTS]:
             with _opened(file) as reader:
-                _refuse_repeated(file)
                 for name in reader.keys():
                     if listed and listed.get(name) != file:
                         raise InputError(
-                            f"{file}: {INDEX} does not say that tensor {shown(name)} is here; download the folder again"
+                            f"{file}: {INDEX} does not say that tensor {name} is here; download the folder again"
                         )
                     tensor = reader.get_slice(name)
                     if tensor.get_dtype() not in DTYPES:
                         raise InputError(
-                            f"{file}: tensor {shown(name)} is of dtype {tensor.get_dtype()}, which is not supported; use "
+                            f"{file}: tensor {name} is of dtype {tensor.get_dtype()}, which is not supported; use "
                             f"weights of {', '.join(DTYPES.values())}"
                         )
                     self._files[name] = file
                     self.shapes[name] = tuple(tensor.get_shape())
         if missing := [name for name in listed if name not in self._files]:
             raise InputError(
-                f"{listed[missing[0]]}: holds no tensor {shown(missing[0])}, which {INDEX} lists; "
-                "download the folder again"
+                f"{listed[missing[0]]}: holds no tensor {missing[0]}, which {INDEX} lists; download the folder again"
             )
 
     def file(self, name: str) -> Path:
@@ -85,30 +81,6 @@ def _opened(file: Path) -> Iterator[safe_open]:
         raise InputError(f"{file}: not readable as safetensors ({reason}); download it again") from None
 
 
-def _refuse_repeated(file: Path) -> None:
-    """Raises InputError where the header of a file that could be opened names a tensor twice, as no writer does."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            parse_json(opened.read(length), object_pairs_hook=_distinct)
-        except ValueError as error:
-            raise InputError(f"{file}: not readable as safetensors ({error}); download it again") from None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of whose keys the library would take the last of several."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a name stands twice")
-    return content
-
-
-def shown(name: str) -> str:
-    """The name of a tensor or a file as it may stand in a message."""
-    written = name if name.isprintable() else repr(name)
-    return written if len(written) <= _LONGEST else f"{written[:_LONGEST]}..."
-
-
 def _listed_files(folder: Path) -> dict[str, Path]:
     """Tensor -> file, as the index lists them; empty where the weights are one file, which comes first as with
     Hugging Face. Other safetensors in the folder (an original checkpoint, adapters) are not the model.
@@ -119,18 +91,16 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     if not index.exists():
         _refuse_without_weights(folder)
     try:
-        content = parse_json(index.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
-        listed = {name: folder / Path(file).name for name, file in content["weight_map"].items()}
+        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].items()
+        listed = {str(name): folder / Path(file).name for name, file in names}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(
-            f"{index}: not an index of weights (no weight_map of names to files); download it again"
-        ) from None
+        raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
     if not listed:
         raise InputError(f"{index}: lists no tensor; download it again")
     # What a damaged index names may be no name that a file system can be asked for.
     there = {file.name for file in folder.iterdir()}
     if missing := sorted({file.name for file in listed.values()} - there):
-        raise InputError(f"{folder}/{shown(missing[0])}: missing, and named by {index.name}; download it again")
+        raise InputError(f"{folder / missing[0]}: missing, and named by {index.name}; download it again")
     return listed
 
 
