@@ -8,10 +8,6 @@ import pytest
 from .scene import Scene, make_scene
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: too long for CI; runs with --fault-minutes")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--fault-minutes"):
         left_out = [item for item in items if item.get_closest_marker("long")]
