@@ -48,7 +48,7 @@ CORE = [
 # The reference of tests and benchmarks, and of nothing else; one exact torch keeps their numbers still. The tests call
 # a method of TRL that is not of its interface, hence the upper bound.
 REFERENCE = ["sentence-transformers>=6.2.0", "torch==2.13.0", "trl>=1.16.0,<1.17"]
-GCS = ["gcsfs>=2026.10.1"]
+GCS = ["gcsfs>=2026.4.0"]
 TEST = [
     *REFERENCE,
     *GCS,
