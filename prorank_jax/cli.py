@@ -238,7 +238,7 @@ def rerank(
     # What documents say must not steer a terminal; a file or another command gets them as they are.
     shown = visible if sys.stdout.isatty() else str
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
-        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{shown(hit.document)}")
+        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{shown(str(hit.document))}")
 
 
 @app.command()

@@ -74,6 +74,17 @@ class Pieces:
         filled = [-1]
         return len(self.join(query_ids, filled)) - len(filled)
 
+    def part(self, query_ids: list[int], document_ids: list[int]) -> tuple[list[int], list[int]]:
+        """The prompt of two filled slots, parted where it stops being the same for all documents of the query.
+
+        With an empty slot nothing is told to be the same.
+        """
+        if self.query.is_empty(query_ids) or self.document.is_empty(document_ids):
+            return [], self.join(query_ids, document_ids)
+        if self.document_first:
+            return self.head_ids, [*document_ids, *self.middle_ids, *query_ids, *self.tail_ids]
+        return [*self.head_ids, *query_ids, *self.middle_ids], [*document_ids, *self.tail_ids]
+
     def join(self, query_ids: list[int], document_ids: list[int]) -> list[int]:
         """The prompt of two filled slots."""
         slots = [(query_ids, self.query.is_empty(query_ids)), (document_ids, self.document.is_empty(document_ids))]

@@ -10,7 +10,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import Tokenizer
@@ -47,6 +47,13 @@ ANSWERS = ("0", "1")
 _CHARACTERS_A_TOKEN = 64
 _UNSURE_TOKENS = 64
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class PromptParts(NamedTuple):
+    """The ids of a prompt: what it shares with all prompts of its query, and what it has of its own (never empty)."""
+
+    shared: tuple[int, ...]
+    own: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,13 @@ class Prompt:
         """The ids of one prompt, at most `max_length`; see `encode_batch`."""
         return self.encode_batch([(query, document)])[0]
 
-    def encode_batch(self, pairs: Sequence[tuple[str, str]], known: "KnownDocuments | None" = None) -> list[list[int]]:
+    def encode_batch(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The ids of a prompt for each pair (query, document), at most `max_length` of them; see `encode_parts`."""
+        return [[*shared, *own] for shared, own in self.encode_parts(pairs)]
+
+    def encode_parts(
+        self, pairs: Sequence[tuple[str, str]], known: "KnownDocuments | None" = None
+    ) -> list[PromptParts]:
         """The ids of a prompt for each pair (query, document), at most `max_length` of them.
 
         Texts are stripped of surrounding whitespace, and lone surrogates (which no tokenizer takes)
@@ -117,10 +130,12 @@ class Prompt:
         query_room = self.room * 3 // 4 + pieces.query.length
         queries = {query: _cut(ids, query_room, pieces.query.after_ids) for query, ids in queries.items()}
         rooms = {query: self.max_length - pieces.length_around_document(ids) for query, ids in queries.items()}
-        return [
-            pieces.join(queries[query], _cut(documents[document], rooms[query], pieces.document.after_ids))
-            for query, document in pairs
-        ]
+        parts = []
+        for query, document in pairs:
+            cut = _cut(documents[document], rooms[query], pieces.document.after_ids)
+            shared, own = pieces.part(queries[query], cut)
+            parts.append(PromptParts(tuple(shared), own))
+        return parts
 
     def with_instruction(self, instruction: str) -> "Prompt":
         """This prompt with another task statement, in the place where the template prints the `system` message.

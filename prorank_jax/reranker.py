@@ -4,17 +4,18 @@
     for hit in reranker.rank(query, documents, top_k=3):
         print(hit.score, hit.document)
 
-Pairs are sorted by length and padded to one of a few lengths, so that little is computed for padding and few
-shapes are compiled. A score does not depend on what shares its batch beyond rounding.
+What the prompts of a query share is computed once (`scoring/shared.py`), and what is compiled is kept for the next
+process. On a CPU a pair's score is the same, bit for bit, whatever is scored at the same time.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,33 +26,49 @@ from jax.sharding import Mesh
 from prorank_jax.ahead import ahead
 from prorank_jax.config import MeshConfig, Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
-from prorank_jax.data.loader import pad_prompts, padded_length
+from prorank_jax.data.beir_files import full_text
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.model.long_attention import kernel_for
+from prorank_jax.model.long_attention import kernel_for, scoring_kernel
 from prorank_jax.progress import progress
 from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
+from prorank_jax.runtime.compiled import keep_compiled
+from prorank_jax.runtime.memory import free_bytes
 from prorank_jax.runtime.mesh import make_mesh, mesh_of, shardings
-from prorank_jax.scoring.scores import make_scorer
+from prorank_jax.scoring.shared import Scorer, Unit, arrange, least_tokens, make_scorer, tokens_for
 
 DEFAULT_MAX_LENGTH = 512
-Batch = tuple[list[int], np.ndarray, np.ndarray]
-"""Positions of pairs, with their tokens and lengths."""
-_CHUNK = 4096
+_CHUNK = 1024
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
-_TOKENS_PER_BATCH = 8192
-_SHORTEST = 32
-"""Shorter prompts are computed with this many tokens, so that fewer shapes are compiled."""
+_one_at_a_time = threading.Lock()
+"""Devices must get the work of several threads in one order, or they wait for one another."""
+
+Document = str | Mapping[str, str]
+"""A text, or a mapping with `text` and, if it has one, `title`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A ranked document: its place in the list given, its score (a difference of two logits), its text."""
+    """A ranked document: its place in the list given, its score, and the document as it was given.
+
+    `hit["corpus_id"]`, `hit["score"]` and `hit["text"]` are the same under the names of sentence-transformers'
+    `CrossEncoder.rank`, and `dict(hit)` is what that returns.
+    """
 
     index: int
     score: float
-    document: str
+    document: Document | None
+    """None where documents were not asked for."""
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys that `hit[key]` answers."""
+        return ("corpus_id", "score") if self.document is None else ("corpus_id", "score", "text")
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return {"corpus_id": self.index, "score": self.score, "text": text_of(self.document or "")}[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +88,7 @@ class Reranker:
         max_length: int | None = None,
         order: str | None = None,
         fsdp: int = 1,
+        mesh: Mesh | None = None,
     ) -> "Reranker":
         """Loads an exported folder, the folder of another reranker (mxbai-rerank-v2, Qwen3-Reranker), whose own
         template and answers it then uses, any base model of a supported family, or `builtin:tiny`.
@@ -81,6 +99,7 @@ class Reranker:
           max_length: tokens of a prompt; default: what the folder's tokenizer says, 512 for a base model.
           order: `query_first` or `document_first`, for a model whose prompt we make; an exported folder has its own.
           fsdp: devices that hold one copy of the parameters together; the pairs are shared among all devices.
+          mesh: the devices, as from `runtime.mesh.make_mesh`, in place of all of them in the way that `fsdp` says.
 
         Raises:
           InputError: the folder cannot be loaded, the prompt does not fit, or `fsdp` does not divide the devices.
@@ -90,9 +109,13 @@ class Reranker:
         orders = get_args(Order)
         if order not in (None, *orders):
             raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
-        if fsdp < 1 or jax.device_count() % fsdp:
-            raise InputError(f"fsdp={fsdp}: there are {jax.device_count()} devices; use a divisor of that")
-        mesh = make_mesh(MeshConfig(fsdp=fsdp))
+        if mesh is None:
+            if fsdp < 1 or jax.device_count() % fsdp:
+                raise InputError(f"fsdp={fsdp}: there are {jax.device_count()} devices; use a divisor of that")
+            mesh = make_mesh(MeshConfig(fsdp=fsdp))
+        elif fsdp != 1:
+            raise InputError(f"fsdp={fsdp}: has no meaning with a mesh, which says it; leave it out")
+        keep_compiled()
         pretrained = load_pretrained(source, dtype, partial(shardings, mesh))
         limit = pretrained.config.max_positions
         config = PromptConfig(order=cast(Order | None, order))
@@ -123,29 +146,36 @@ class Reranker:
 
     def predict(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[str, Document]],
         *,
         instruction: str | None = None,
         batch_size: int | None = None,
+        normalize: bool = False,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Scores (query, document) pairs: float32 [len(pairs)], in their order.
+        """Scores (query, document) pairs: float32 [len(pairs)], in their order. Several threads may call at once.
 
         Args:
+          pairs: of a query and a text, or a mapping with `title` and `text`.
           instruction: the task in place of the template's own (`prompt=` of sentence-transformers' CrossEncoder).
-          batch_size: prompts computed together; default: as many as make about 8,000 tokens on each device.
+          batch_size: prompts computed together at most; default: as many as the devices have memory for.
+          normalize: scores between 0 and 1, `sigmoid(z["1"] - z["0"])`, in place of the difference itself.
           show_progress: a progress bar on a terminal, plain lines elsewhere, on standard error.
 
         Raises:
-          InputError: the template has no place for an instruction.
+          InputError: a pair is not one, or the template has no place for an instruction.
         """
-        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: use 1 or more, or leave it out")
+        texts = [_texts(number, pair) for number, pair in enumerate(pairs)]
+        chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
         found = [np.empty(0, np.float32)]
         with progress("reranking", len(pairs), show_progress) as advance:
             for scores in self.predict_chunks(chunks, instruction=instruction, batch_size=batch_size):
                 found.append(scores)
                 advance(len(scores))
-        return np.concatenate(found)
+        scores = np.concatenate(found)
+        return 1 / (1 + np.exp(-scores)) if normalize else scores
 
     def predict_chunks(
         self,
@@ -156,29 +186,43 @@ class Reranker:
     ) -> Iterator[np.ndarray]:
         """Scores of each chunk of pairs, float32 [its length], in their order.
 
-        The next chunk is read and tokenised by another thread while one is computed. Only pairs of one chunk share
-        batches, so that the scores of a chunk are the same wherever the chunks begin.
+        The next chunk is read and tokenised by another thread while one is computed. What the pairs of a query share is
+        computed once in each chunk.
 
         Raises:
           InputError: as `predict`.
         """
-        score = _scorer(self.decoder, self.prompt.answer_ids, self.mesh)
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
         known = KnownDocuments()
 
-        def batches() -> Iterator[tuple[int, list[Batch]]]:
+        def units() -> Iterator[tuple[int, list[Unit]]]:
             for pairs in chunks:
-                yield len(pairs), list(self._batches(prompt.encode_batch(pairs, known), batch_size))
+                parts = prompt.encode_parts(pairs, known)
+                yield len(pairs), list(arrange(parts, prompt.pad_id, self.mesh.size, self._tokens, batch_size))
 
         begun: tuple[int, list[tuple[list[int], Array]]] | None = None
-        for count, prepared in ahead(batches()):
+        for count, prepared in ahead(units()):
             # Devices work on this chunk while the scores of the one before are used.
-            dispatched = [(rows, score(self.params, tokens_BxL, lengths_B)) for rows, tokens_BxL, lengths_B in prepared]
+            dispatched = self._dispatch(prepared)
             if begun is not None:
                 yield _collected(*begun)
             begun = count, dispatched
         if begun is not None:
             yield _collected(*begun)
+
+    def _dispatch(self, units: Sequence[Unit]) -> list[tuple[list[int], Array]]:
+        """Starts the work; gives the places of prompts with their scores to come."""
+        scorer = _scorer(self.decoder, self.prompt.answer_ids, self.mesh)
+        # Several CPU devices share threads, which wait for one another where several programs are under way.
+        settle = jax.block_until_ready if _shares_threads(self.mesh) else lambda made: made
+        dispatched = []
+        for unit in units:
+            with _one_at_a_time:
+                begun = settle(scorer.begin(self.params, unit.prefix_QxP, unit.lengths_Q))
+            for places, *batch in unit.batches:
+                with _one_at_a_time:
+                    dispatched.append((places, settle(scorer.score(self.params, begun, unit.lengths_Q, *batch))))
+        return dispatched
 
     @cached_property
     def digest(self) -> str:
@@ -192,35 +236,37 @@ class Reranker:
         return digest.hexdigest()
 
     def rank(
-        self, query: str, documents: Sequence[str], top_k: int | None = None, *, instruction: str | None = None
+        self,
+        query: str,
+        documents: Sequence[Document],
+        top_k: int | None = None,
+        *,
+        instruction: str | None = None,
+        return_documents: bool = True,
     ) -> list[Hit]:
-        """The documents, best first; equal scores keep the order given. `top_k` keeps so many."""
+        """The documents, best first; equal scores keep the order given.
+
+        Args:
+          documents: texts, or mappings with `title` and `text`.
+          top_k: how many to keep; default: all.
+          instruction: as for `predict`.
+          return_documents: whether each hit holds its document.
+
+        Raises:
+          InputError: as `predict`.
+        """
         scores = self.predict([(query, document) for document in documents], instruction=instruction)
         order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Hit(int(i), float(scores[i]), documents[i]) for i in order]
+        return [Hit(int(i), float(scores[i]), documents[i] if return_documents else None) for i in order]
 
-    def _batches(self, prompts: list[list[int]], batch_size: int | None) -> Iterator[Batch]:
-        """Rows (positions in `prompts`) and their padded tokens, by falling length.
-
-        The last batch is filled up to a power of two, and each to a multiple of the devices: few shapes, and little
-        wasted on a handful of documents.
-        """
-        devices = self.mesh.size
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        start = 0
-        while start < len(order):
-            length = padded_length(max(len(prompts[order[start]]), _SHORTEST), self.max_length)
-            size = batch_size or rows_per_batch(length, self.mesh)
-            rows = order[start : start + size]
-            start += len(rows)
-            wanted = min(size, 1 << (len(rows) - 1).bit_length())
-            filled = rows + rows[-1:] * (-(-wanted // devices) * devices - len(rows))
-            yield rows, *pad_prompts([prompts[i] for i in filled], length, self.prompt.pad_id)
+    @cached_property
+    def _tokens(self) -> tuple[int, int]:
+        """Tokens of a batch on each device, at least and at most."""
+        return least_tokens(self.decoder), tokens_for(self.decoder, self.mesh, free_bytes(self.mesh))
 
 
-def rows_per_batch(length: int, mesh: Mesh) -> int:
-    """Prompts of so many tokens that are computed together."""
-    return max(_TOKENS_PER_BATCH // length, 1) * mesh.size
+def _shares_threads(mesh: Mesh) -> bool:
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def _collected(count: int, dispatched: list[tuple[list[int], Array]]) -> np.ndarray:
@@ -231,9 +277,33 @@ def _collected(count: int, dispatched: list[tuple[list[int], Array]]) -> np.ndar
     return scores
 
 
+def text_of(document: Document) -> str:
+    """What a document says: its title and its text, as BEIR has it.
+
+    Raises:
+      InputError: it is neither a string nor a mapping with a string `text`, and a string `title` if any.
+    """
+    if isinstance(document, str):
+        return document
+    if isinstance(document, Mapping):
+        title, text = document.get("title") or "", document.get("text")
+        if isinstance(title, str) and isinstance(text, str):
+            return full_text(title, text)
+    raise InputError(f"document {str(document)[:60]!r}: use a string, or a mapping with the strings `text` and `title`")
+
+
+def _texts(number: int, pair: tuple[str, Document]) -> tuple[str, str]:
+    try:
+        query, document = pair
+    except (TypeError, ValueError):
+        raise InputError(f"pair {number}, {str(pair)[:60]!r}: is not a query and a document") from None
+    if isinstance(pair, str) or not isinstance(query, str):
+        raise InputError(f"pair {number}, {str(pair)[:60]!r}: is not a query and a document; give two strings")
+    return query, text_of(document)
+
+
 @lru_cache(maxsize=8)
-def _scorer(
-    decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh
-) -> Callable[[Params, np.ndarray, np.ndarray], Array]:
+def _scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Scorer:
     """The compiled scores; rerankers of one decoder share it, as while a model is trained."""
-    return make_scorer(decoder, answer_ids, mesh)
+    for_scores = dataclasses.replace(decoder, kernel=scoring_kernel(mesh), remat="none")
+    return make_scorer(for_scores, answer_ids, mesh)

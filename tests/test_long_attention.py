@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import mesh_of
+from reference_scores import relevance_scores
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import MeshConfig
@@ -18,7 +19,7 @@ from prorank_jax.model.long_attention import LONG, attend_long, kernel_for, suit
 from prorank_jax.planning.chips import open_topology
 from prorank_jax.runtime.mesh import make_mesh
 from prorank_jax.scoring.layout import GroupPrompts, Part
-from prorank_jax.scoring.scores import last_hidden, relevance_scores
+from prorank_jax.scoring.scores import last_hidden
 
 interpreted = partial(attend_long, interpret=True)
 

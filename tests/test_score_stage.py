@@ -17,6 +17,7 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.examples import Group
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder
+from prorank_jax.prompt import PromptParts
 from prorank_jax.reranker import Reranker
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.metrics import read_metrics
@@ -32,11 +33,17 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 DECODER = Decoder(small_config(12, tied=True))
 
 
-def encode_batch(pairs, known=None):
-    return [[3, 4, 5 + int(query)] + [8 + int(document)] * 3 for query, document in pairs]
+def encode_parts(pairs, known=None):
+    return [PromptParts((3, 4, 5 + int(query)), [8 + int(document)] * 3) for query, document in pairs]
 
 
-PROMPT: Any = SimpleNamespace(answer_ids=(0, 1), end_id=2, pad_id=0, max_length=16, encode_batch=encode_batch)
+def encode_batch(pairs):
+    return [[*shared, *own] for shared, own in encode_parts(pairs)]
+
+
+PROMPT: Any = SimpleNamespace(
+    answer_ids=(0, 1), end_id=2, pad_id=0, max_length=16, encode_batch=encode_batch, encode_parts=encode_parts
+)
 
 
 class Groups:

@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from meshes import MESHES, close, mesh_of
+from reference_scores import relevance_scores
 from small_decoder import random_params, small_config
 
 from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
@@ -25,7 +26,7 @@ from prorank_jax.scoring import step as scoring
 from prorank_jax.scoring.batches import GroupBatch
 from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 from prorank_jax.scoring.losses import listwise_softmax
-from prorank_jax.scoring.scores import answer_margin, last_hidden, relevance_scores
+from prorank_jax.scoring.scores import answer_margin, last_hidden
 from prorank_jax.warmup import step as warmup
 from prorank_jax.warmup.rewards import AnswerTokens
 

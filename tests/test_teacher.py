@@ -29,7 +29,7 @@ from prorank_jax.data.beir import read_beir
 from prorank_jax.data.jsonl import write_rows
 from prorank_jax.errors import InputError
 from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
-from prorank_jax.reranker import Reranker
+from prorank_jax.reranker import Document, Reranker
 from prorank_jax.teacher import check_answers, score_file
 
 Rows = list[dict[str, Any]]
@@ -184,7 +184,7 @@ class Killed(BaseException):
 class Quick(Reranker):
     """Scores by a checksum of the texts, a function of nothing else."""
 
-    def predict(self, pairs: Sequence[tuple[str, str]], **_: Any) -> np.ndarray:
+    def predict(self, pairs: Sequence[tuple[str, Document]], **_: Any) -> np.ndarray:
         return np.array([zlib.crc32(repr(pair).encode()) / 1e6 for pair in pairs], np.float32)
 
 
@@ -296,7 +296,7 @@ def begun(quick: Quick, pairs: list[tuple[str, str]], tmp_path: Path, small_chun
     source, out = write(tmp_path / "rows.jsonl", triples(pairs, 12)), tmp_path / "out.jsonl"
 
     class Stopped(Quick):
-        def predict(self, pairs: Sequence[tuple[str, str]], **options: Any) -> np.ndarray:
+        def predict(self, pairs: Sequence[tuple[str, Document]], **options: Any) -> np.ndarray:
             if (tmp_path / "out.jsonl.part").stat().st_size:
                 raise Killed
             return super().predict(pairs, **options)
@@ -363,7 +363,7 @@ def test_a_file_that_is_being_written_is_left_alone(quick: Quick, pairs: list[tu
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_a_score_that_is_not_finite_is_refused_with_its_line(quick: Quick, tmp_path: Path, bad: float) -> None:
     class Broken(Quick):
-        def predict(self, pairs: Sequence[tuple[str, str]], **_: Any) -> np.ndarray:
+        def predict(self, pairs: Sequence[tuple[str, Document]], **_: Any) -> np.ndarray:
             return np.array([bad if document == "bad" else 1.0 for _, document in pairs], np.float32)
 
     rows = [{"query": "q", "pos": ["a", "b"], "neg": ["c"]}, {"query": "q", "pos": ["a"], "neg": ["b", "bad"]}]

@@ -79,6 +79,10 @@ class KeyValues(NamedTuple):
     values: Array
     positions_BxL: Array
 
+    def rows(self, rows_B: Array) -> "KeyValues":
+        """Those of these rows, as often as they are named."""
+        return KeyValues(self.keys[:, rows_B], self.values[:, rows_B], self.positions_BxL[rows_B])
+
     def write(self, tokens: "KeyValues", start: Array) -> "KeyValues":
         """This buffer with `tokens` in its slots from `start` on."""
         return KeyValues(

@@ -17,9 +17,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh
 
 from prorank_jax.model.attention import Causal, Mask, attend
+from prorank_jax.model.row_attention import attend_by_rows
 
-Kernel = Literal["plain", "splash"]
-"""How attention to many keys is computed."""
+Kernel = Literal["plain", "splash", "rows"]
+"""How attention is computed: all at once, or where there are many keys by TPU kernels, or row by row."""
 
 LONG = 1024
 """Keys from which the kernel is worth its blocks; shorter rows fit in memory as they are."""
@@ -31,6 +32,11 @@ _BLOCK = 512
 def kernel_for(mesh: Mesh) -> Kernel:
     """What the devices of a mesh can compute."""
     return "splash" if mesh.devices.flat[0].platform == "tpu" else "plain"
+
+
+def scoring_kernel(mesh: Mesh) -> Kernel:
+    """What is best where no gradient is wanted; row by row, a gradient would keep every block."""
+    return "rows" if mesh.devices.flat[0].platform == "cpu" else kernel_for(mesh)
 
 
 def suits(kernel: Kernel, mask: Mask, length: int) -> bool:
@@ -48,6 +54,8 @@ def attend_by(
     cap: float | None,
 ) -> Array:
     """Attention by the one of both that suits the rows; the other arguments are those of `attention.attend`."""
+    if kernel == "rows":
+        return attend_by_rows(query_BxLxNxH, keys, values, mask, scale, cap)
     if isinstance(mask, Causal) and suits(kernel, mask, query_BxLxNxH.shape[1]):
         return attend_long(query_BxLxNxH, keys, values, mask, scale, cap)
     return attend(query_BxLxNxH, keys, values, mask, scale, cap)

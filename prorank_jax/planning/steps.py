@@ -1,6 +1,7 @@
 """The steps of a configuration as a compiler takes them: functions with the shapes and places of their arguments."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +12,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from prorank_jax.config import GrpoConfig, RunConfig, StageConfig
 from prorank_jax.data.loader import PairBatch
-from prorank_jax.model.decoder import Decoder, DecoderConfig
+from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
 from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.model.lora import init_learnt
 from prorank_jax.planning import flops
-from prorank_jax.reranker import rows_per_batch
-from prorank_jax.runtime.mesh import ROWS, abstract
+from prorank_jax.runtime.mesh import ROWS, WHOLE, abstract
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import state_layout
 from prorank_jax.scoring.batches import GroupBatch
 from prorank_jax.scoring.layout import GroupPrompts, Part
-from prorank_jax.scoring.scores import make_scorer
+from prorank_jax.scoring.shared import make_scorer, most_tokens
 from prorank_jax.scoring.stage import check_score
 from prorank_jax.scoring.step import make_step as make_score_step
 from prorank_jax.warmup import supervised
@@ -93,12 +93,23 @@ def _score(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job:
 
 
 def _rerank(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job:
-    length = config.prompt.max_length
-    count = rows_per_batch(length, mesh)
-    rows = _rows(mesh, count)
-    scorer = make_scorer(decoder, _ANSWERS[:2], mesh)
-    arguments = {"params": abstract(mesh, params), "tokens": rows(length), "lengths": rows()}
-    return Job("rerank", scorer, arguments, flops.forward(decoder.config, count * length, length / 2))
+    """A batch of documents that go on from one query, which is a quarter of each prompt."""
+    c, prefix = decoder.config, config.prompt.max_length // 4
+    rest = config.prompt.max_length - prefix
+    count = max(most_tokens(mesh) // rest, 1) * mesh.size
+    rows, whole = _rows(mesh, count), partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, WHOLE))
+    of_prefix: Any = whole((c.layers, 1, prefix, c.kv_heads, c.head_size), decoder.dtype)
+    positions: Any = whole((1, prefix), jnp.dtype("int32"))
+    arguments = {
+        "params": abstract(mesh, params),
+        "begun": KeyValues(of_prefix, of_prefix, positions),
+        "prefix_lengths": whole((1,), jnp.dtype("int32")),
+        "prefixes": rows(),
+        "tokens": rows(rest),
+        "lengths": rows(),
+    }
+    scorer = make_scorer(decoder, _ANSWERS[:2], mesh).score
+    return Job("rerank", scorer, arguments, flops.forward(c, count * rest, prefix + rest / 2))
 
 
 def _learning(

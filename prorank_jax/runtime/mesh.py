@@ -33,6 +33,8 @@ TABLE = (
 AXES = ("data", "fsdp")
 ROWS = P(AXES)
 """How the rows of a batch lie: those of each device are its own."""
+WHOLE = P()
+"""How an array lies that each device has all of."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

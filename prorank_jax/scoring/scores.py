@@ -1,45 +1,12 @@
 """The relevance score: the difference of two token logits at the answer's place, and no new layer."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+from jax import Array
 
 from prorank_jax.model.attention import causal
 from prorank_jax.model.decoder import Block, Decoder, Params
-from prorank_jax.model.prefix import prefill
-from prorank_jax.runtime.mesh import AXES, ROWS, on_devices, specs
 from prorank_jax.scoring.layout import GroupPrompts, Part
-
-
-def relevance_scores(
-    decoder: Decoder, params: Params, tokens_BxL: Array, lengths_B: Array, answer_ids: tuple[int, int]
-) -> Array:
-    """`s = z["1"] - z["0"]` of right-padded prompts, float32 [B], from two rows of the unembedding."""
-    return answer_margin(decoder, params, prefill(decoder, params, tokens_BxL, lengths_B).last_PxD, answer_ids)
-
-
-def make_scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Callable[[Params, Any, Any], Array]:
-    """The compiled `relevance_scores`, whose rows are split over all devices, which divide them.
-
-    `(params, tokens_BxL, lengths_B) -> float32 [B]`, and each device, and each process, has all scores.
-    """
-
-    def on_device(params: Params, tokens_BxL: Array, lengths_B: Array) -> Array:
-        return lax.all_gather(relevance_scores(decoder, params, tokens_BxL, lengths_B, answer_ids), AXES, tiled=True)
-
-    @jax.jit
-    def score(params: Params, tokens_BxL: Array, lengths_B: Array) -> Array:
-        scores_B: Array = on_devices(mesh, on_device, (specs(mesh, params), ROWS, ROWS), P())(
-            params, tokens_BxL, lengths_B
-        )
-        return scores_B
-
-    return score
 
 
 def answer_margin(decoder: Decoder, params: Params, last: Array, answer_ids: tuple[int, int]) -> Array:
