@@ -31,12 +31,12 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
     from prorank_jax.data.runs import Run
     from prorank_jax.evaluate import nothing
     from prorank_jax.evaluation.rerank import CHUNK_TOKENS, rerank_into
-    from prorank_jax.reranker import Batch, Reranker, _scorer
+    from prorank_jax.reranker import Reranker
+    from prorank_jax.scoring.shared import Unit, arrange
 
     collection = open_collection(data, "test")
     run = candidates(collection, "bm25", depth)
     reranker = Reranker.from_pretrained("builtin:tiny", max_length=max_length)
-    score = _scorer(reranker.decoder, reranker.prompt.answer_ids)
     names = list(run)
 
     def whole(part: Run, folder: Path) -> float:
@@ -55,22 +55,24 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
                 yield chunk
                 chunk = []
 
-    def batches(pairs: list[tuple[str, str]]) -> list[Batch]:
-        return list(reranker._batches(reranker.prompt.encode_batch(pairs), None))
+    def batches(pairs: list[tuple[str, str]]) -> list[Unit]:
+        prompt = reranker.prompt
+        return list(arrange(prompt.encode_parts(pairs), prompt.pad_id, reranker.mesh.size, reranker._tokens, None))
+
+    def scores(units: list[Unit]) -> None:
+        for _, made in reranker._dispatch(units):
+            np.asarray(made)
 
     def in_turn(part: Run) -> float:
         start = time.perf_counter()
         for pairs in chunks(part):
-            scored = [score(reranker.params, tokens, lengths) for _, tokens, lengths in batches(pairs)]
-            for scores in scored:
-                np.asarray(scores)
+            scores(batches(pairs))
         return time.perf_counter() - start
 
-    def model(made: list[list[Batch]]) -> float:
+    def model(made: list[list[Unit]]) -> float:
         start = time.perf_counter()
         for of_chunk in made:
-            for scores in [score(reranker.params, tokens, lengths) for _, tokens, lengths in of_chunk]:
-                np.asarray(scores)
+            scores(of_chunk)
         return time.perf_counter() - start
 
     rounds = []
