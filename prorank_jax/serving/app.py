@@ -212,10 +212,8 @@ def shown(score: np.float32, raw: bool) -> float:
     0.5
     """
     value = float(score)
-    if raw:
-        return value
-    # exp of a large number is infinite.
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+    # exp of more is infinite.
+    return value if raw else 1 / (1 + math.exp(-max(value, -700.0)))
 
 
 async def _gone(request: Request) -> None:

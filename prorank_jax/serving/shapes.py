@@ -21,6 +21,11 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _cut_is_fine(value: Any) -> Any:
     if value is False:
         raise ValueError("texts are always cut to the model's length; leave it out, or say true")
@@ -60,7 +65,9 @@ class RerankRequest(_Request):
 
     query: Query
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    top_n: Annotated[int | None, Field(ge=1, description="How many of the best to give [default: all].")] = None
+    top_n: Annotated[
+        int | None, BeforeValidator(_whole), Field(ge=1, description="How many of the best to give [default: all].")
+    ] = None
     return_documents: Annotated[bool | None, Field(description="Give the texts, too.")] = None
     raw_scores: RawScores = False
     instruction: Instruction = None
