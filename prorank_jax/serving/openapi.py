@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from prorank_jax.serving.access import OPEN
 from prorank_jax.serving.limits import MIB, Limits
@@ -15,10 +14,10 @@ _RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": 
 
 def describe_in(app: FastAPI, limits: Limits, *, secured: bool) -> None:
     """Completes the page of an application; all of its routes must be there."""
-    page = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    # It is made once, and changed in place.
+    page = app.openapi()
     schemas = page["components"]["schemas"]
-    for name in [name for name in schemas if name in ("HTTPValidationError", "ValidationError")]:
-        del schemas[name]
+    del schemas["HTTPValidationError"], schemas["ValidationError"]
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= error.pop("$defs") | {"ErrorBody": error}
     for name, field in _LISTS.items():
@@ -34,7 +33,6 @@ def describe_in(app: FastAPI, limits: Limits, *, secured: bool) -> None:
     page["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     if secured:
         page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    app.openapi_schema = page
 
 
 def _most(schema: Any, most: int) -> None:

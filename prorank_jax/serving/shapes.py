@@ -66,7 +66,9 @@ class RerankRequest(_Request):
     query: Query
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
     top_n: Annotated[
-        int | None, BeforeValidator(_whole), Field(ge=1, description="How many of the best to give [default: all].")
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(_whole),
+        Field(description="How many of the best to give [default: all]."),
     ] = None
     return_documents: Annotated[bool | None, Field(description="Give the texts, too.")] = None
     raw_scores: RawScores = False
