@@ -18,7 +18,7 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="MiB of one request; more are a 413.")] = 16,
     max_held: Annotated[int, typer.Option(min=1, help="MiB of all requests at once; more are a 429.")] = 128,
     max_queue: Annotated[int, typer.Option(min=1, help="Documents that wait at once; more are a 429.")] = 4096,
-    batch: Annotated[int, typer.Option(min=1, help="Documents computed together.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Documents computed together.")] = 32,
     graceful_timeout: Annotated[int, typer.Option(min=1, help="Seconds that requests have to end at a stop.")] = 60,
     max_length: MaxLength = None,
     order: Order = None,

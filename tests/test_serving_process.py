@@ -29,7 +29,7 @@ class Server:
     """A process, the address that it has told, and all that it has told so far."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
-        command = [PRORANK, "serve", "builtin:tiny", "--port", "0", *map(str, arguments)]
+        command = [str(PRORANK), "serve", "builtin:tiny", "--port", "0", *map(str, arguments)]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**ENVIRONMENT, **environment}
         )

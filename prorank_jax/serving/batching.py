@@ -1,8 +1,8 @@
-"""Pairs of many requests computed together, by one thread that owns the model.
+"""Pairs of many requests computed together.
 
-While a batch is computed, requests queue; the next batch takes from all of them. Each gives a few pairs in its turn,
-so that a request of a thousand documents doesn't keep those behind it waiting. Only pairs of one instruction share a
-batch, being prompts of one template.
+While batches are computed, requests queue; the next batch takes from all of them. Each request gives a few pairs in its
+turn, so that one of a thousand documents doesn't keep those behind it waiting. Only pairs of one instruction share a
+batch, being prompts of one template. Two threads compute: one tokenises while the other waits for the device.
 """
 
 import logging
@@ -55,6 +55,7 @@ class Work:
         self.taken = 0
         self._scores = np.empty(len(pairs), np.float32)
         self._missing = len(pairs)
+        self._lock = threading.Lock()
 
     @property
     def left(self) -> int:
@@ -70,8 +71,10 @@ class Work:
     def put(self, places: range, scores: np.ndarray) -> None:
         """Scores of pairs that were taken; the future has its result once there are all."""
         self._scores[places.start : places.stop] = scores
-        self._missing -= len(places)
-        if self._missing == 0:
+        with self._lock:
+            self._missing -= len(places)
+            complete = self._missing == 0
+        if complete:
             # It may have been dropped meanwhile.
             with suppress(InvalidStateError):
                 self.future.set_result(self._scores)
@@ -85,13 +88,14 @@ Share = tuple[Work, range]
 
 
 class Batcher:
-    """A queue of work, and the thread that empties it.
+    """A queue of work, and the threads that empty it.
 
     Args:
-      predictor: scores pairs; is only called by the thread.
+      predictor: scores pairs; is called by all of the threads.
       queue: pairs that may wait or be computed.
       batch: pairs computed together.
-      first: what the thread does before anything else; is asked to end early by the function that it is given.
+      threads: how many compute.
+      first: what is done before anything else; is asked to end early by the function that it is given.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Batcher:
         *,
         queue: int,
         batch: int,
+        threads: int = 2,
         first: Callable[[Callable[[], bool]], None] | None = None,
     ) -> None:
         self._predictor = predictor
@@ -112,15 +117,19 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._waiting = 0
         self._stopping = False
-        self._ready = False
+        self._ready = threading.Event()
         self._pairs_per_second = 0.0
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"batcher {number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def ready(self) -> bool:
         """Whether work is done at once: warmed up, and neither stopped nor broken."""
-        return self._ready and not self._stopping and self._thread.is_alive()
+        return self._ready.is_set() and not self._stopping and self._alive
 
     def submit(self, pairs: Sequence[Pair], instruction: str | None) -> Work:
         """Queues pairs, of which there is at least one.
@@ -131,7 +140,7 @@ class Batcher:
         """
         work = Work(pairs, instruction)
         with self._changed:
-            if self._stopping or not self._thread.is_alive():
+            if self._stopping or not self._alive:
                 raise Stopping
             if self._waiting + len(pairs) > self._most:
                 raise Busy(self._waiting, self._most, self._retry_after())
@@ -152,16 +161,23 @@ class Batcher:
         """Takes no more work, and returns once all that is queued has its answer."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        try:
-            if self._first is not None:
-                self._first(lambda: self._stopping)
-        except Exception:
-            _log.exception("warm-up failed")
-        self._ready = True
+    @property
+    def _alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _run(self, number: int) -> None:
+        if number == 0:
+            try:
+                if self._first is not None:
+                    self._first(lambda: self._stopping)
+            except Exception:
+                _log.exception("warm-up failed")
+            self._ready.set()
+        self._ready.wait()
         while shares := self._next():
             self._compute(shares)
 

@@ -26,7 +26,7 @@ class Limits:
     body_bytes: int = 16 * MIB
     held_bytes: int = 128 * MIB
     queue: int = 4096
-    batch: int = 64
+    batch: int = 32
     body_seconds: float = 60.0
 
     def __post_init__(self) -> None:
