@@ -25,10 +25,11 @@ class FakeReranker:
     """Scores by `known_score`, and remembers how many pairs each call had.
 
     A document that is `fail` cannot be scored, one that is `nan` has no number; an instruction that is `none` has no
-    place. While `paused` is set, calls wait.
+    place. Calls take `seconds`, and do not end while it is paused.
     """
 
     max_length = 64
+    seconds = 0.0
 
     def __init__(self) -> None:
         self.calls: list[list[tuple[str, str]]] = []
@@ -39,6 +40,7 @@ class FakeReranker:
     def predict(self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None) -> np.ndarray:
         self.calls.append(list(pairs))
         self.begun.set()
+        time.sleep(self.seconds)
         assert self.go_on.wait(30)
         if instruction == "none":
             raise InputError("model: instruction='none': the template has no place for it; leave it out")

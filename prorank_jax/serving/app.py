@@ -50,14 +50,21 @@ class ClientLeft(Exception):
 
 
 def make_app(
-    reranker: Served, name: str, limits: Limits | None = None, api_key: str | None = None, *, warm: bool = False
+    reranker: Served,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    *,
+    warm: bool = False,
+    threads: int = 2,
 ) -> FastAPI:
-    """The application of a reranker, whose thread runs from now until the application is shut down.
+    """The application of a reranker, whose threads run from now until the application is shut down.
 
     Args:
       name: of the model, in answers.
       api_key: what requests must carry; None: anyone may ask.
       warm: compile the shapes of all lengths and batches first; `/health` says 503 until then.
+      threads: that compute, each a batch at a time.
     """
     limits = limits or Limits()
     meters = Meters()
@@ -66,7 +73,7 @@ def make_app(
         if warm:
             warm_up(reranker, reranker.max_length, limits.batch, stopping)
 
-    batcher = Batcher(reranker, meters, queue=limits.queue, batch=limits.batch, first=first)
+    batcher = Batcher(reranker, meters, queue=limits.queue, batch=limits.batch, threads=threads, first=first)
     started = int(time.time())
 
     @asynccontextmanager

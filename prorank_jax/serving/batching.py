@@ -146,7 +146,7 @@ class Batcher:
                 raise Busy(self._waiting, self._most, self._retry_after())
             self._queue.append(work)
             self._count(len(pairs))
-            self._changed.notify()
+            self._changed.notify_all()
         return work
 
     def drop(self, work: Work) -> None:
