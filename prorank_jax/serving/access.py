@@ -6,7 +6,6 @@ import os
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prorank_jax.errors import InputError
-from prorank_jax.serving.bodies import Discarded
 from prorank_jax.serving.refusals import refusal
 
 VARIABLE = "PRORANK_API_KEY"
@@ -39,7 +38,6 @@ class KeyRequired:
         if scope["type"] != "http" or scope["path"] == OPEN or self._carried(scope):
             await self._app(scope, receive, send)
             return
-        await Discarded(scope, receive).wait()
         message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
         await refusal(401, message, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 

@@ -8,32 +8,9 @@ from prorank_jax.serving.limits import MIB, Limits
 from prorank_jax.serving.meters import LEFT, STATUS, Meters
 from prorank_jax.serving.refusals import Refused, refusal
 
-_SECONDS = 5.0
-"""How long the rest of a body that is refused is read and thrown away. A client that is cut off while it sends may
-not read the answer."""
-
 
 class _Left(Exception):
     """The client is gone."""
-
-
-class Discarded:
-    """The rest of a body, to be read and thrown away."""
-
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        # Who asks before it sends (curl, of large bodies) is told at once.
-        self._asks = any(name == b"expect" for name, _ in scope["headers"])
-        self._receive = receive
-
-    async def wait(self) -> None:
-        if self._asks:
-            return
-        try:
-            async with asyncio.timeout(_SECONDS):
-                while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):
-                    pass
-        except TimeoutError:
-            pass
 
 
 class BodyLimit:
@@ -61,8 +38,7 @@ class BodyLimit:
             return
         except Refused as error:
             held.release()
-            if error.status != 408:
-                await Discarded(scope, receive).wait()
+            # What the client still sends is read by uvicorn and thrown away.
             await refusal(error.status, str(error), error.headers)(scope, receive, send)
             return
         try:
@@ -73,18 +49,19 @@ class BodyLimit:
     async def _read(self, scope: Scope, receive: Receive, held: "_Held") -> bytes:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         self._check(int(declared) if declared.isdigit() else 0)
-        chunks: list[bytes] = []
+        body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Left
-                    chunks.append(message.get("body", b""))
-                    held.add(len(chunks[-1]))
+                    chunk = message.get("body", b"")
+                    held.add(len(chunk))
                     self._check(held.bytes)
+                    body += chunk
                     if not message.get("more_body"):
-                        return b"".join(chunks)
+                        return bytes(body)
         except TimeoutError:
             too_late = f"the body has not arrived within {self._limits.body_seconds:.0f} s; send it again"
             raise Refused(408, too_late, {"Connection": "close"}) from None
