@@ -334,7 +334,7 @@ def test_64_clients_get_the_scores_of_one() -> None:
     ]
 
     def ask(part: list[dict[str, Any]]) -> list[Any]:
-        with httpx.Client(base_url=address, timeout=30) as own:
+        with httpx.Client(base_url=here, timeout=30) as own:
             answers = []
             for body in part:
                 while (response := own.post("/v1/rerank", json=body)).status_code == 429:
@@ -344,12 +344,12 @@ def test_64_clients_get_the_scores_of_one() -> None:
 
     reranker = FakeReranker()
     reranker.seconds = 0.01
-    with running(make_app(reranker, "fake", LIMITS)) as address:
+    with running(make_app(reranker, "fake", LIMITS)) as here:
         with ThreadPoolExecutor(64) as pool:
             together = list(pool.map(ask, (bodies[start::64] for start in range(64))))
         reranker.seconds = 0
         for start in range(64):
             assert ask(bodies[start::64]) == together[start]
-        refusals = metric(address, 'prorank_requests_total{path="/v1/rerank",status="429"}')
+        refusals = metric(here, 'prorank_requests_total{path="/v1/rerank",status="429"}')
     assert together[0][0][0]["relevance_score"] == sigmoid(known_score("q0", "d0 0"))
     assert refusals > 0  # 64 clients with three documents each are more than the 40 that may wait

@@ -63,7 +63,8 @@ def serve(reranker: Served, bound: socket.socket, serving: Serving) -> None:
     config = uvicorn.Config(
         app,
         access_log=False,
-        log_level="warning",
+        # Not a line for everyone who sends what is no HTTP.
+        log_level="error",
         server_header=False,
         timeout_graceful_shutdown=serving.graceful_timeout,
         ws="none",
