@@ -58,6 +58,7 @@ LAYERS = [
         "suite_report",
         "teacher",
         "report",
+        "reporting.",
         "plan",
         "planning.",
         "doctor",
