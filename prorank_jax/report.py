@@ -95,14 +95,16 @@ def _headlines(run: RunFiles, evaluations: Sequence[Evaluated], sampled: Scores 
         found.append(Headline(what, before, after, f"first stage → {one.systems[-1].label}, {one.name}"))
     if sampled and len(sampled.right) > 1:
         before, after = (f"{100 * sampled.right[end]:.0f}%" for end in (0, -1))
-        found.append(Headline("pairs in the right order", before, after, f"of sampled {sampled.of}"))
+        found.append(Headline("relevant scored above irrelevant", before, after, f"in a sample of {sampled.of}"))
     rows = [row for row in run.stages["warmup"].metrics if "format_rate" in row] if "warmup" in run.stages else []
     if rows:
         before, after = (f"{100 * (rows[end]['format_rate'] or 0):.0f}%" for end in (0, -1))
         steps = f"step {rows[0]['step']} → step {rows[-1]['step']} of prompt warmup"
         found.append(Headline("answers in the right format", before, after, steps))
     found.append(
-        Headline("time taken", None, duration(seconds_taken(run)), "all steps" if run.summary else "both stages")
+        Headline(
+            "time taken", None, duration(seconds_taken(run)), "evaluation included" if run.summary else "both stages"
+        )
     )
     return found
 

@@ -80,10 +80,10 @@ def histograms(values: Mapping[str, Mapping[str, np.ndarray]], x_label: str) -> 
         }
         for title, labels in values.items()
     }
-    top = max(float(share.max()) for labels in shares.values() for share in labels.values())
-    y_of = _Axis.around([0.0, top], HEIGHT - BOTTOM, TOP)
     charts = []
     for title, labels in shares.items():
+        # A scale of its own: beside the narrow peak of an untrained model all others would be flat.
+        y_of = _Axis.around([0.0, max(float(share.max()) for share in labels.values())], HEIGHT - BOTTOM, TOP)
         curves = [Curve(label, _steps(share, edges, x_of, y_of)) for label, share in labels.items()]
         told = "; ".join(
             f"{label}: half of {len(of)} between {_number(np.quantile(of, 0.25))} and {_number(np.quantile(of, 0.75))}"
@@ -110,7 +110,7 @@ class _Axis(NamedTuple):
             around = abs(low) * 0.1 or 0.5
             low, high = low - around, high + around
         if not tight:
-            step = _round_step((high - low) / 5)
+            step = _round_step((high - low) / 8)
             low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
         return cls(low, high, start, end)
 

@@ -75,13 +75,13 @@ def find_evaluations(run: Path) -> list[Evaluated]:
             continue
         try:
             protocol = summary["protocol"]
-            key = (protocol["collection"], protocol["split"], protocol["first_stage"], protocol["depth"])
-            key = (*key, tuple(summary["metrics"]), tuple(summary["first_stage"].values()))
+            alike = (protocol["collection"], protocol["split"], protocol["first_stage"], protocol["depth"])
+            figures = (tuple(summary["metrics"]), tuple(summary["first_stage"].values()))
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{place}: not what prorank evaluate writes; evaluate again") from None
         queries, values, before = _figures(place.parent / PER_QUERY_FILE, tuple(summary["metrics"]))
         system = System(_label(place.parent, run / FOLDER, protocol), place.parent, summary, values, before)
-        families.setdefault((*key, queries), []).append((place.parent, system))
+        families.setdefault((*alike, *figures, queries), []).append((place.parent, system))
     found = []
     for (collection, split, *_, queries), members in families.items():
         reranked = [system for _, system in members if system.summary["protocol"].get("reranked", True)]
@@ -100,7 +100,7 @@ def _label(folder: Path, root: Path, protocol: dict[str, Any]) -> str:
 
 
 def _rank(system: System) -> tuple[int, str]:
-    """The order of a table: the stages as they follow one another, then other models, and fusions before what is final."""
+    """The order of a table: fusions, other models, and last the stages as they follow one another."""
     order = [_TITLES[name] for name in _ORDER]
     fused = "fusion" in system.summary["protocol"]
     return (order.index(system.label) if system.label in order else -2 if fused else -1, system.label)

@@ -54,11 +54,12 @@ def _run(run: RunFiles) -> Facts:
     facts["time taken"] = f"{duration(seconds_taken(run))}" + ("" if run.summary else ", both stages")
     facts["seed"] = str(run.config.seed)
     if began:
-        devices, processes = began.get("devices", 1), began.get("processes", 1)
-        facts["hardware"] = f"{devices} × {began.get('device_kind')}"
-        facts["machine"] = f"{began.get('system')}, {began.get('cpus')} CPU cores"
-        if processes != 1:
-            facts["processes"] = str(processes)
+        devices, kind = began.get("devices"), began.get("device_kind")
+        plain = (devices, kind) == (1, "cpu")
+        facts["hardware"] = f"CPU, {began.get('cpus')} cores" if plain else f"{devices} × {kind}"
+        facts["system"] = f"{began.get('system')}"
+        if began.get("processes", 1) != 1:
+            facts["processes"] = str(began["processes"])
         facts["software"] = ", ".join(
             f"{title} {began.get(name)}"
             for name, title in {"prorank_jax": "prorank_jax", "jax": "JAX", "python": "Python"}.items()

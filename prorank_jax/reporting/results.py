@@ -27,7 +27,9 @@ def figures(evaluated: Evaluated, answers: Mapping[str, Mapping[str, float]]) ->
     for name in evaluated.metrics:
         for label, values in evaluated.columns(name).items():
             rows.setdefault(label, {})[metric_title(name)] = float(values.mean())
+    # Reranking never changes the recall of all candidates: where all are best, none is.
     highest = best(rows)
+    told_apart = {column for row in rows for column in rows[row] if (row, column) not in highest}
     for system in evaluated.systems:
         probed = answers.get(system.folder.name, {})
         rows[system.label] |= {title: probed[name] for name, title in _ANSWERS.items() if name in probed}
@@ -41,7 +43,7 @@ def figures(evaluated: Evaluated, answers: Mapping[str, Mapping[str, float]]) ->
         corner="ranking",
         rows=rows,
         marks=marks,
-        bold=highest,
+        bold={place for place in highest if place[1] in told_apart},
         notes=_notes(evaluated, bool(marks), rows),
     )
     return table, _differences(metric, compared)

@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     text: str
     reward: float
-    count: int
+    times: int
 
 
 class Asked(NamedTuple):
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
     """
 
     of: str
-    count: int
+    size: int
     charts: list[Chart]
     right: list[float]
 
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
 def asked(rows: Sequence[Row]) -> dict[int, list[Asked]]:
     """The prompts of the first, the last and some steps between, by step."""
     steps = sorted({row["step"] for row in rows if {"prompt", "completions", "reward"} <= row.keys()})
-    places = np.unique(np.linspace(0, len(steps) - 1, min(_STEPS, len(steps))).round().astype(int)) if steps else []
+    places = np.linspace(0, max(len(steps) - 1, 0), min(_STEPS, len(steps))).round().astype(int).tolist()
     return {steps[place]: [_asked(row) for row in rows if row["step"] == steps[place]] for place in places}
 
 
@@ -67,7 +67,7 @@ def _asked(row: Mapping[str, Any]) -> Asked:
     counts = Counter(zip(row["completions"], row["reward"], strict=False))
     order = sorted(counts.items(), key=lambda item: (-(item[0][1] or 0), -item[1]))
     answers = [Answer(visible(_cut(text, _ANSWER)), reward or 0.0, count) for (text, reward), count in order]
-    left_out = sum(answer.count for answer in answers[_ANSWERS:])
+    left_out = sum(answer.times for answer in answers[_ANSWERS:])
     return Asked(_cut(row["prompt"], _PROMPT), int(row.get("label", 0)), answers[:_ANSWERS], left_out)
 
 
