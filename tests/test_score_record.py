@@ -33,8 +33,8 @@ def config(tiny_model: Path, tiny_collection: Path) -> RunConfig:
             "model": {"base": str(tiny_model)},
             "prompt": {"max_length": 112},
             "data": {"path": str(tiny_collection / "train"), "depth": 12},
-            "warmup": {"prompts_per_step": 16, "group_size": 4, "max_new_tokens": 2, **often},
-            "score": {"queries_per_step": 16, "documents_per_query": 3, **often},
+            "warmup": {"method": "supervised", "prompts_per_step": 16, **often},
+            "score": {"queries_per_step": 16, "documents_per_query": 2, **often},
         }
     )
 
@@ -46,8 +46,8 @@ def examples(config: RunConfig) -> list[Example]:
     from prorank_jax.data.stream import pairs
 
     sources, weights, _ = open_mixture(config.data, Path())
-    # 64 prompts of warmup and 192 of score learning, one pair for 24 of them, an even number.
-    return pairs(sources, weights, 1).rows(range(10))
+    # 64 prompts of warmup and 128 of score learning, one pair for 24 of them.
+    return pairs(sources, weights, 1).rows(range(8))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_scores_are_those_of_the_models_that_stages_begin_and_end_with(
     assert list(first) == ["at", "of", "label", "score"] and first["of"] == "training pairs"
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", [1, 3])
 def test_a_run_that_was_killed_between_any_two_moments_ends_with_the_same_bytes(
     undisturbed: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_between_any_two_moments_ends_with_the_same_bytes(
         patch.setattr(ScoreRecord, "keep", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir)
-    assert sum(len(read_scores(workdir / stage / SCORES)) for stage in STAGES) == 10 * moment
+    assert sum(len(read_scores(workdir / stage / SCORES)) for stage in STAGES) == 8 * moment
     train(config, workdir)
     for stage in STAGES:
         assert (workdir / stage / SCORES).read_bytes() == (undisturbed / stage / SCORES).read_bytes()
