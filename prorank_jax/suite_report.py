@@ -41,7 +41,7 @@ COMPARED = (
     "their mean with its 95% confidence interval, the queries that are better, worse and equal, and two-sided paired "
     "tests (randomisation and t-test), also with Holm's correction over the comparisons of a collection."
 )
-"""What the rows of `comparison_cells` are."""
+"""What the rows of a table of comparisons are."""
 
 
 def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequence[str], out: Path) -> str:
@@ -145,7 +145,20 @@ def _average(name: str) -> str:
 
 def _comparisons(jobs: Sequence[Job], compared: Mapping[str, Sequence[Comparison]], metric: str) -> Iterator[Table]:
     rows: dict[str, dict[str, Cell]] = {
-        f"{job.slug}: {one.run} - {one.baseline}": comparison_cells(one) for job in jobs for one in compared[job.slug]
+        f"{job.slug}: {one.run} - {one.baseline}": {
+            "difference": one.difference,
+            "95% from": one.interval and one.interval[0],
+            "to": one.interval and one.interval[1],
+            "better": one.wins,
+            "worse": one.losses,
+            "equal": one.ties,
+            "p (randomisation)": p_value(one.raw_randomisation),
+            "corrected": p_value(one.randomisation),
+            "p (t-test)": p_value(one.raw_t_test),
+            "corrected (t-test)": p_value(one.t_test),
+        }
+        for job in jobs
+        for one in compared[job.slug]
     }
     if rows:
         yield Table(
@@ -155,23 +168,8 @@ def _comparisons(jobs: Sequence[Job], compared: Mapping[str, Sequence[Comparison
         )
 
 
-def comparison_cells(one: Comparison) -> dict[str, Cell]:
-    """A row of a table of comparisons."""
-    return {
-        "difference": one.difference,
-        "95% from": one.interval and one.interval[0],
-        "to": one.interval and one.interval[1],
-        "better": one.wins,
-        "worse": one.losses,
-        "equal": one.ties,
-        "p (randomisation)": _p(one.raw_randomisation),
-        "corrected": _p(one.randomisation),
-        "p (t-test)": _p(one.raw_t_test),
-        "corrected (t-test)": _p(one.t_test),
-    }
-
-
-def _p(value: float) -> Cell:
+def p_value(value: float) -> Cell:
+    """A p-value as tables show it."""
     return value if value >= 1e-4 else "< 0.0001"
 
 

@@ -14,6 +14,7 @@ from fake_gcs import FakeGcs
 from prorank_jax.config_file import dump_config, parse_config
 from prorank_jax.errors import InputError
 from prorank_jax.report import write_report
+from prorank_jax.reporting import queries
 from prorank_jax.storage import place
 
 # What a page must never run, lose its order by, or break off at. Neither JSON lines nor BEIR files can hold the last.
@@ -208,7 +209,7 @@ def test_figures_are_those_of_the_evaluation(run: Path) -> None:
     differences = page.table(1)["this model − first stage"]
     # By hand: 0.5, 0.5, -0.5 and 0. The sum of any flip of these signs is as far from 0, or farther.
     assert (differences["difference"], differences["p (randomisation)"]) == ("0.1250", "1.0000")
-    assert (differences["better"], differences["worse"], differences["equal"]) == ("2", "1", "1")
+    assert differences["better / worse / equal"] == "2 / 1 / 1"
     told = page.sections["results"]
     assert "first stage: BM25; depth: 4; tokens of a prompt: 64; dtype: float32" in told
     assert "0.8750" in told
@@ -224,7 +225,14 @@ def test_the_queries_that_changed_with_the_documents_that_came_first(run: Path) 
     before, after = gained.split("query q2")[0].split("This model")
     assert re.findall(r"document (\d)", before) == ["4", "3", "2"] and re.findall(r"document (\d)", after) == [*"123"]
     # Of q1, d1 alone is judged.
+    assert "1. not judged d4 later rank 4" in before
     assert "1. relevant (2) d1 before rank 4" in after and "2. not judged d2 before rank 3" in after
+
+
+def test_of_many_queries_those_that_changed_most_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MOST", 1)
+    gained, lost = page_of(run).sections["queries"].split("Gained most")[1].split("Lost most")
+    assert re.findall(r"query (q\d)", gained + lost) == ["q1", "q3"]
 
 
 def test_texts_of_a_collection_that_is_elsewhere_are_asked_for(run: Path, tmp_path: Path) -> None:

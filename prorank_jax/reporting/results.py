@@ -9,7 +9,7 @@ from prorank_jax.reporting.evaluations import FIRST_STAGE, Evaluated
 from prorank_jax.reporting.folder import RunFiles
 from prorank_jax.runtime.metrics import Row
 from prorank_jax.scoring.development import METRIC
-from prorank_jax.suite_report import ALPHA, COMPARED, DAGGER, PROTOCOL, RULES, comparison_cells, metric_title
+from prorank_jax.suite_report import ALPHA, COMPARED, DAGGER, PROTOCOL, RULES, metric_title, p_value
 from prorank_jax.tables import Cell, Table, best
 
 _ANSWERS = {"format_rate": "format rate", "accuracy": "accuracy"}
@@ -53,8 +53,21 @@ def _differences(metric: str, compared: list[Comparison]) -> Table:
     return Table(
         caption=f"Differences of {metric_title(metric)} by query: {COMPARED}",
         corner="one − other",
-        rows={f"{one.run} − {one.baseline}": comparison_cells(one) for one in compared},
+        rows={f"{one.run} − {one.baseline}": _comparison(one) for one in compared},
     )
+
+
+def _comparison(one: Comparison) -> dict[str, Cell]:
+    """The cells of a comparison, few enough for a page."""
+    return {
+        "difference": one.difference,
+        "95% interval": one.interval and f"{one.interval[0]:z.4f} to {one.interval[1]:z.4f}",
+        "better / worse / equal": f"{one.wins} / {one.losses} / {one.ties}",
+        "p (randomisation)": p_value(one.raw_randomisation),
+        "corrected": p_value(one.randomisation),
+        "p (t‑test)": p_value(one.raw_t_test),
+        "corrected (t‑test)": p_value(one.t_test),
+    }
 
 
 def _protocol(evaluated: Evaluated) -> str:
