@@ -76,7 +76,7 @@ def _page(run: RunFiles, data: Sequence[str]) -> str:
             about=about(run),
             headlines=_headlines(run, evaluations, sampled),
             curves={TITLES[stage]: _curves(run, stage) for stage in run.stages},
-            tables=[figures(one, answers) for one in evaluations],
+            tables=[(one.name, *figures(one, answers)) for one in evaluations],
             held_out=held_out(run),
             changes=[changes(one, texts.get(one.name)) for one in evaluations[:_COLLECTIONS]],
             collections_left_out=len(evaluations[_COLLECTIONS:]),

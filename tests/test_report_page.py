@@ -101,8 +101,10 @@ def write_evaluation(folder: Path, name: str = "made", **protocol: Any) -> None:
     summary = {kind: {m: sum(values[m]) / 4 for m in METRICS} for kind, values in mean.items()}
     told = of | {"max_length": 64, "dtype": "float32", "instruction": HOSTILE, "queries": 4} | protocol
     (folder / "metrics.json").write_text(json.dumps(summary | {"oracle": {"ndcg@10": 0.875}, "protocol": told}))
-    header = ["query_id", *(f"first_stage/{metric}" for metric in METRICS), *METRICS]
-    rows = [[q, *(BEFORE[m][n] for m in METRICS), *(AFTER[m][n] for m in METRICS)] for n, q in enumerate(QUERIES)]
+    header: list[Any] = ["query_id", *(f"first_stage/{metric}" for metric in METRICS), *METRICS]
+    rows: list[list[Any]] = [
+        [q, *(BEFORE[m][n] for m in METRICS), *(AFTER[m][n] for m in METRICS)] for n, q in enumerate(QUERIES)
+    ]
     (folder / "per_query.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in [header, *rows]))
     for file, order in (("first_stage.trec", (4, 3, 2, 1)), ("run.trec", (1, 2, 3, 4))):
         run = [f"{q} Q0 d{d} {rank} {9 - rank} x\n" for q in QUERIES for rank, d in enumerate(order, start=1)]
