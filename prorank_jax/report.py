@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from prorank_jax import __version__
 from prorank_jax.atomic import writing
@@ -134,11 +133,12 @@ def _environment() -> Environment:
 
 def _readable(value: Any) -> Any:
     """Text as a page can show it: control characters, marks of direction and lone surrogates are spelled out."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    # What has been escaped is marked by this method; what the table filter gives is spelled out there.
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(visible, value.split("\n")))
 
 
-def _table(table: Table) -> Markup:
-    # All text in it is escaped.
-    return Markup("\n".join(map(visible, html_table(table).split("\n"))))
+def _table(table: Table) -> str:
+    """A table as HTML, all text in it escaped and spelled out."""
+    return "\n".join(map(visible, html_table(table).split("\n")))
