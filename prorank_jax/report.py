@@ -94,7 +94,7 @@ def _headlines(run: RunFiles, evaluations: Sequence[Evaluated], sampled: Scores 
         found.append(Headline(what, before, after, f"first stage → {one.systems[-1].label}, {one.name}"))
     if sampled and len(sampled.right) > 1:
         before, after = (f"{100 * sampled.right[end]:.0f}%" for end in (0, -1))
-        found.append(Headline("relevant scored above irrelevant", before, after, f"in a sample of {sampled.of}"))
+        found.append(Headline("relevant above irrelevant", before, after, f"in a sample of {sampled.of}"))
     rows = [row for row in run.stages["warmup"].metrics if "format_rate" in row] if "warmup" in run.stages else []
     if rows:
         before, after = (f"{100 * (rows[end]['format_rate'] or 0):.0f}%" for end in (0, -1))
