@@ -182,7 +182,8 @@ def run_stages(model: Path, collection: Path, workdir: Path, **changes: Any) -> 
 
 def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     config, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", warmup=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "score"]
+    names = ["config.yaml", "export", "lock", "run.json", "score"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert (tmp_path / "run" / "config.yaml").read_text() == dump_config(config)
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)
@@ -190,7 +191,8 @@ def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path)
 
 def test_without_score_learning(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     _, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", score=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "warmup"]
+    names = ["config.yaml", "export", "lock", "run.json", "warmup"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert_equal(trained.final, warmed_up_of(tmp_path / "run"))
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)
