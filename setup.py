@@ -83,7 +83,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["prorank_jax", "prorank_jax.*"]),
-    package_data={"prorank_jax.demo": ["tiny_base/*"]},
+    package_data={"prorank_jax.demo": ["tiny_base/*"], "prorank_jax.reporting": ["page.css", "page.html.jinja"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require={

@@ -50,6 +50,7 @@ def demo(
     print(f"\n{what}, {summary['seconds']:.0f} s\n")
     print(markdown_table(rows))
     print(f"\nmodel: {folder / 'export'}   curves: {folder / 'curves.png'}   figures: {folder / 'summary.json'}")
+    print(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -241,6 +242,21 @@ def rerank(
     shown = visible if sys.stdout.isatty() else str
     for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
         print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{shown(str(hit.document))}")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Run folder of prorank train or prorank demo, or gs://BUCKET/FOLDER.")],
+    out: Annotated[str | None, typer.Option(help="File to write [default: RUN/report.html].")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A collection evaluated here, for its texts; may be given again.")
+    ] = None,
+) -> None:
+    """One page of HTML on a run: settings, curves, figures with their tests, queries, scores, answers."""
+    from prorank_jax.report import write_report
+    from prorank_jax.storage import place
+
+    print(f"report: {write_report(place(run), None if out is None else place(out), data or ())}")
 
 
 @app.command()

@@ -1,93 +1,144 @@
-"""What a run looks like: the curves of its two stages."""
+"""The report of a run: one page of HTML that loads nothing and needs no script.
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+It shows what was run, the curves of both stages, the figures before and after with their protocol and their tests, the
+queries that changed most with their texts, scores by label, and answers over time. What a text says is shown as text.
+"""
 
-from prorank_jax.errors import InputError
-from prorank_jax.runtime.metrics import FILE_NAME, Row, read_metrics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-class Panel(NamedTuple):
-    """One plot: which metrics of a stage it shows, and under which names."""
+from prorank_jax import __version__
+from prorank_jax.atomic import writing
+from prorank_jax.progress import visible
+from prorank_jax.reporting import charts
+from prorank_jax.reporting.charts import Chart, line_chart
+from prorank_jax.reporting.curves import PANELS, TITLES, points_of
+from prorank_jax.reporting.evaluations import Evaluated, find_evaluations
+from prorank_jax.reporting.facts import about, duration, seconds_taken
+from prorank_jax.reporting.folder import RunFiles, read_run
+from prorank_jax.reporting.queries import changes, open_texts
+from prorank_jax.reporting.results import figures, held_out
+from prorank_jax.reporting.samples import Scores, asked, scores
+from prorank_jax.storage import Place, write_text
+from prorank_jax.suite_report import metric_title
+from prorank_jax.tables import Table, html_table
 
-    stage: str
-    unit: str
-    curves: Mapping[str, str]
-
-
-_PANELS = (
-    Panel(
-        "warmup",
-        "reward",
-        {"reward": "total", "rewards/format/mean": "format", "rewards/relevance/mean": "relevance"},
-    ),
-    Panel("warmup", "share of completions", {"format_rate": "right format", "accuracy": "right answer"}),
-    Panel("warmup", "groups of equal rewards", {"frac_reward_zero_std": "share"}),
-    Panel("warmup", "KL to the base model (nats)", {"kl": "KL"}),
-    Panel("score", "loss", {"loss": "loss"}),
-    Panel("score", "best document ranked first", {"top1_accuracy": "share"}),
-    Panel("score", "margin: relevant less others", {"margin": "margin"}),
-    Panel("score", "nDCG@10 of held-out queries", {"dev/ndcg@10": "nDCG@10"}),
-    Panel("score", "KL to the warmed-up model (nats)", {"kl": "KL"}),
-    Panel("score", "gradient norm", {"grad_norm": "gradient norm"}),
-)
-
-_TITLES = {"warmup": "Prompt warmup", "score": "Score learning"}
+FILE_NAME = "report.html"
+_TEMPLATE = "page.html.jinja"
+_COLLECTIONS = 24
+"""Collections whose queries are shown, in the order of their names."""
 
 
-def plot_curves(run_folder: Path, out_png: Path) -> None:
-    """Draws the metrics of both stages, a row of plots each, into a PNG.
+class Headline(NamedTuple):
+    """A figure at the top of the page, before and after."""
 
-    A metric that no row has is left out, and so is a plot without metrics.
+    what: str
+    before: str | None
+    after: str
+    note: str
+
+
+def write_report(run: Place, out: Place | None = None, data: Sequence[str] = ()) -> Place:
+    """Writes the report of a run folder.
+
+    Args:
+      out: the file; default: `report.html` in the run folder.
+      data: collections that texts are read from, besides those of the configuration.
+
+    Returns:
+      where it was written.
 
     Raises:
-      InputError: no stage of `run_folder` has metrics yet.
+      InputError: `run` is no run folder, has no metrics yet or is damaged, `data` cannot be read, or `out` cannot be
+        written.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    rows = {stage: _read(run_folder / stage / FILE_NAME) for stage in _TITLES}
-    panels = {
-        stage: [
-            panel for panel in _PANELS if panel.stage == stage and any(_points(rows[stage], m) for m in panel.curves)
-        ]
-        for stage in _TITLES
-    }
-    stages = [stage for stage in _TITLES if panels[stage]]
-    if not stages:
-        raise InputError(f"{run_folder}: no metrics of a stage here; give the workdir of a run that has trained")
-
-    columns = max(len(panels[stage]) for stage in stages)
-    # A figure of its own, not pyplot's: nothing global, and no window system is looked for.
-    figure = Figure(figsize=(1.0 + 3.6 * columns, 3.1 * len(stages)), dpi=150, layout="constrained")
-    for band, stage in zip(figure.subfigures(len(stages), 1, squeeze=False)[:, 0], stages, strict=True):
-        band.suptitle(_TITLES[stage], fontweight="bold")
-        for axes, panel in zip(band.subplots(1, len(panels[stage]), squeeze=False)[0], panels[stage], strict=True):
-            for metric, label in panel.curves.items():
-                if points := _points(rows[stage], metric):
-                    steps, values = zip(*points, strict=True)
-                    axes.plot(steps, values, label=label, linewidth=1.4, marker="." if len(points) < 30 else None)
-            axes.set_xlabel("step")
-            axes.set_ylabel(panel.unit)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-            axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            if len(panel.curves) > 1:
-                axes.legend(frameon=False, fontsize="small")
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_png)
+    page = _page(read_run(run), data)
+    target = run / FILE_NAME if out is None else out
+    with writing(target, "name a file elsewhere with --out"):
+        write_text(target, page)
+    return target
 
 
-def _read(path: Path) -> list[Row]:
-    return read_metrics(path) if path.exists() else []
+def _page(run: RunFiles, data: Sequence[str]) -> str:
+    evaluations = find_evaluations(run.folder)
+    texts = open_texts(run, evaluations, data)
+    answers = run.summary.get("rows", {})
+    sampled = scores(run.stages)
+    return str(
+        _environment()
+        .get_template(_TEMPLATE)
+        .render(
+            name=run.name,
+            version=__version__,
+            about=about(run),
+            headlines=_headlines(run, evaluations, sampled),
+            curves={TITLES[stage]: _curves(run, stage) for stage in run.stages},
+            tables=[(one.name, *figures(one, answers)) for one in evaluations],
+            held_out=held_out(run),
+            changes=[changes(one, texts.get(one.name)) for one in evaluations[:_COLLECTIONS]],
+            collections_left_out=len(evaluations[_COLLECTIONS:]),
+            scores=sampled,
+            asked=asked(run.stages["warmup"].completions) if "warmup" in run.stages else {},
+            chart=charts,
+        )
+    )
 
 
-def _points(rows: list[Row], metric: str) -> list[tuple[int, float]]:
-    """The (step, value) pairs of one metric, a gap where it was not finite."""
-    points = [(row["step"], row[metric]) for row in rows if metric in row]
-    if all(value is None for _, value in points):
-        return []
-    return [(step, math.nan if value is None else value) for step, value in points]
+def _headlines(run: RunFiles, evaluations: Sequence[Evaluated], sampled: Scores | None) -> list[Headline]:
+    found = []
+    for one in evaluations[:1]:
+        before, *_, after = (f"{values.mean():.3f}" for values in one.columns(one.metrics[0]).values())
+        what = metric_title(one.metrics[0])
+        found.append(Headline(what, before, after, f"first stage → {one.systems[-1].label}, {one.name}"))
+    if sampled and len(sampled.right) > 1:
+        before, after = (f"{100 * sampled.right[end]:.0f}%" for end in (0, -1))
+        found.append(Headline("relevant above irrelevant", before, after, f"in a sample of {sampled.of}"))
+    rows = [row for row in run.stages["warmup"].metrics if "format_rate" in row] if "warmup" in run.stages else []
+    if rows:
+        before, after = (f"{100 * (rows[end]['format_rate'] or 0):.0f}%" for end in (0, -1))
+        steps = f"step {rows[0]['step']} → step {rows[-1]['step']} of prompt warmup"
+        found.append(Headline("answers in the right format", before, after, steps))
+    found.append(
+        Headline(
+            "time taken", None, duration(seconds_taken(run)), "evaluation included" if run.summary else "both stages"
+        )
+    )
+    return found
+
+
+def _curves(run: RunFiles, stage: str) -> list[Chart]:
+    rows = run.stages[stage].metrics
+    drawn = []
+    for panel in PANELS:
+        curves = {label: points_of(rows, metric) for metric, label in panel.curves.items()}
+        if panel.stage == stage and any(curves.values()):
+            drawn.append(line_chart(panel.unit, {label: points for label, points in curves.items() if points}))
+    return drawn
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("prorank_jax.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_readable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["table"] = _table
+    return environment
+
+
+def _readable(value: Any) -> Any:
+    """Text as a page can show it: control characters, marks of direction and lone surrogates are spelled out."""
+    # What has been escaped is marked by this method; what the table filter gives is spelled out there.
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(visible, value.split("\n")))
+
+
+def _table(table: Table) -> str:
+    """A table as HTML, all text in it escaped and spelled out."""
+    return "\n".join(map(visible, html_table(table).split("\n")))

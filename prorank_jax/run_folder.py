@@ -1,18 +1,25 @@
 """The run folder: what lies where in it, whose it is, and which of its checkpoints a path names.
 
 config.yaml       the resolved configuration
+run.json          when and on what the run began
 lock              held by the run that is in the folder
-warmup/, score/   checkpoints/<step>/, metrics.jsonl, TensorBoard events
+warmup/, score/   checkpoints/<step>/, metrics.jsonl, scores.jsonl, TensorBoard events
 export/           the model
 evaluation/       run.trec and metrics.json of each collection
+report.html       what `prorank report` writes
 """
 
+import json
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import jax
 
+from prorank_jax import __version__
 from prorank_jax.atomic import writing
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
@@ -22,6 +29,7 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.storage import Place, absolute, exists, write_text
 
 CONFIG_FILE = "config.yaml"
+BEGAN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 STAGES = ("warmup", "score")
 
@@ -66,7 +74,25 @@ def open_run_folder(config: RunConfig, workdir: Place) -> Iterator[None]:
                 held.enter_context(locked(workdir))
                 check_run_folder(config, workdir)
                 write_text(workdir / CONFIG_FILE, dump_config(config))
+                if not exists(workdir / BEGAN_FILE):
+                    write_text(workdir / BEGAN_FILE, json.dumps(_began(), indent=2) + "\n")
         yield
+
+
+def _began() -> dict[str, Any]:
+    """When the run begins, and with which software and hardware; a run that goes on elsewhere keeps what is here."""
+    devices = jax.devices()
+    return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prorank_jax": __version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+    }
 
 
 def checkpoints(workdir: Place, stage: str) -> Checkpoints:

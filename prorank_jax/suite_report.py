@@ -25,7 +25,7 @@ ALPHA = 0.05
 """Of what is marked as a difference."""
 DAGGER = "†"
 _TITLES = {"ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "recall", "precision": "precision"}
-_PROTOCOL = {
+PROTOCOL = {
     "first_stage": "first stage",
     "depth": "depth",
     "max_length": "tokens of a prompt",
@@ -33,10 +33,15 @@ _PROTOCOL = {
     "instruction": "instruction",
 }
 _OF_COLLECTION = ("first_stage", "depth", "instruction")
-_RULES = (
+RULES = (
     "Ties are broken by first-stage rank; a document whose id is the query's is left out; judged queries without "
     "candidates count 0."
 )
+COMPARED = (
+    "their mean with its 95% confidence interval, the queries that are better, worse and equal, and two-sided paired "
+    "tests (randomisation and t-test), also with Holm's correction over the comparisons of a collection."
+)
+"""What the rows of a table of comparisons are."""
 
 
 def write_report(systems: Sequence[System], jobs: Sequence[Job], metrics: Sequence[str], out: Path) -> str:
@@ -147,27 +152,24 @@ def _comparisons(jobs: Sequence[Job], compared: Mapping[str, Sequence[Comparison
             "better": one.wins,
             "worse": one.losses,
             "equal": one.ties,
-            "p (randomisation)": _p(one.raw_randomisation),
-            "corrected": _p(one.randomisation),
-            "p (t-test)": _p(one.raw_t_test),
-            "corrected (t-test)": _p(one.t_test),
+            "p (randomisation)": p_value(one.raw_randomisation),
+            "corrected": p_value(one.randomisation),
+            "p (t-test)": p_value(one.raw_t_test),
+            "corrected (t-test)": p_value(one.t_test),
         }
         for job in jobs
         for one in compared[job.slug]
     }
     if rows:
         yield Table(
-            caption=(
-                f"Differences of {metric_title(metric)} by query: their mean with its 95% confidence interval, the "
-                "queries that are better, worse and equal, and two-sided paired tests (randomisation and t-test), also "
-                "with Holm's correction over the comparisons of a collection."
-            ),
+            caption=f"Differences of {metric_title(metric)} by query: {COMPARED}",
             corner="collection: one - other",
             rows=rows,
         )
 
 
-def _p(value: float) -> Cell:
+def p_value(value: float) -> Cell:
+    """A p-value as tables show it."""
     return value if value >= 1e-4 else "< 0.0001"
 
 
@@ -188,7 +190,7 @@ def _per_query(job: Job, values: Mapping[str, np.ndarray], compared: Sequence[Co
 def _protocol(systems: Sequence[System], jobs: Sequence[Job]) -> str:
     """What the figures are of: what all have in common once, what differs by collection or model."""
     told = []
-    for key, title in _PROTOCOL.items():
+    for key, title in PROTOCOL.items():
         found: dict[str, list[str]] = {}
         for system in systems:
             for slug, summary in system.summaries.items():
@@ -203,7 +205,7 @@ def _protocol(systems: Sequence[System], jobs: Sequence[Job]) -> str:
                 f"{title}: " + ", ".join(f"{value} ({', '.join(dict.fromkeys(of))})" for value, of in found.items())
             )
     queries = ", ".join(f"{job.slug} {len(job.collection.queries)}" for job in jobs)
-    return f"Protocol: {'; '.join([*told, f'queries: {queries}'])}. {_RULES}"
+    return f"Protocol: {'; '.join([*told, f'queries: {queries}'])}. {RULES}"
 
 
 def _summary(

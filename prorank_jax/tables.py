@@ -126,7 +126,7 @@ def html(*tables: Table) -> str:
             f"<style>\n{_STYLE}\n</style>",
             "</head>",
             "<body>",
-            *(line for table in tables for line in _html_table(table)),
+            *map(html_table, tables),
             "</body>",
             "</html>",
             "",
@@ -148,17 +148,19 @@ tbody { border-top: 1px solid; }
 .note { font-size: 0.875rem; margin: 0.3rem 0; }"""
 
 
-def _html_table(table: Table) -> list[str]:
+def html_table(table: Table) -> str:
+    """One table as a part of a page, with classes `table` and `note` for its style; all text is escaped."""
+
     def shown(text: str, bold: bool) -> str:
         return f"<strong>{text}</strong>" if bold else text
 
-    heading, *lines = _grid(table, markup.escape, shown, lambda mark: f"<sup>{markup.escape(mark)}</sup>")
+    heading, *grid = _grid(table, markup.escape, shown, lambda mark: f"<sup>{markup.escape(mark)}</sup>")
     body = ["<tbody>"]
-    for position, (name, (first, *rest)) in enumerate(zip(table.rows, lines, strict=True)):
+    for position, (name, (first, *rest)) in enumerate(zip(table.rows, grid, strict=True)):
         body += ["</tbody>", "<tbody>"] * (name in table.rules and position > 0)
         cells = "".join(f"<td>{cell}</td>" for cell in rest)
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-    return [
+    lines = [
         '<div class="table">',
         "<table>",
         f"<caption>{markup.escape(_one_line(table.caption))}</caption>",
@@ -171,6 +173,7 @@ def _html_table(table: Table) -> list[str]:
         *(f'<p class="note">{markup.escape(_one_line(note))}</p>' for note in table.notes),
         "</div>",
     ]
+    return "\n".join(lines)
 
 
 def _padded(table: Table) -> str:

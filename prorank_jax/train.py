@@ -24,7 +24,9 @@ from prorank_jax.run_folder import SavedStep, check_run_folder, open_run_folder
 from prorank_jax.runtime.distributed import check_agreement
 from prorank_jax.runtime.mesh import make_mesh, on_process_0, shardings, wait_for_all
 from prorank_jax.runtime.preemption import Preemption
+from prorank_jax.runtime.room import Room
 from prorank_jax.scoring.development import Development
+from prorank_jax.scoring.record import ScoreRecord, draw
 from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.storage import Place, kept_here
 from prorank_jax.warmup.stage import check_warmup, train_warmup
@@ -77,16 +79,22 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     # Both streams draw once here, so that a warmup does not run before the other is refused.
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
+    held_out = (development.collection, development.run) if development else None
+    record = ScoreRecord(decoder, prompt, mesh, draw(config, held_out, sources, weights), Room(preemption))
     with open_run_folder(config, workdir):
         params, learnt = pretrained.params, None
         saved = SavedStep("warmup", config.warmup.steps if config.warmup else 0)
         if pair_stream is not None:
+            record.keep(workdir / "warmup", "begin", params)
             params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
+            record.keep(workdir / "warmup", "end", params)
         if group_stream is not None:
+            record.keep(workdir / "score", "begin", params)
             learnt = train_score(
                 config, decoder, params, prompt, group_stream, development, mesh, workdir / "score", preemption
             )
             params, saved = learnt.params, SavedStep("score", learnt.step)
+            record.keep(workdir / "score", "end", params)
         if (whole := on_process_0(params)) is not None:
             export_model(workdir / "export", pretrained, whole, prompt, run_record(config, *saved))
         wait_for_all("export")

@@ -74,9 +74,8 @@ def test_the_verbs_on_buckets_do_what_they_do_on_this_machine(
         assert rows(place(run), stage) == rows(here, stage)
         names = cloud.names(bucket, f"runs/a/{stage}/")
         assert len([name for name in names if name.startswith("events.out.tfevents.")]) == 1
-    assert exported(cloud, bucket, "runs/a/warmup/completions.jsonl") == {
-        "": (here / "warmup" / "completions.jsonl").read_bytes()
-    }
+    for file in ("warmup/completions.jsonl", "warmup/scores.jsonl", "score/scores.jsonl"):
+        assert exported(cloud, bucket, f"runs/a/{file}") == {"": (here / file).read_bytes()}
     assert not [name for name in cloud.names(bucket, "runs/a/") if name.startswith("data")]
 
     status, out, err = prorank("export", f"{run}/score/checkpoints/4", f"gs://{bucket}/models/out")

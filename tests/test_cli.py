@@ -371,6 +371,11 @@ def test_demo_prints_a_table_and_writes_its_cells(
     names = ["BM25", "base model", "after prompt warmup", "after score learning"]
     assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")][1:] == names
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert out.endswith(f"report: {workdir / 'report.html'}\n")
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert all(f"{row['ndcg@10']:.4f}" in page for row in summary["rows"].values())
+    # The texts of the generated collection are at hand.
+    assert "not at hand" not in page and "Which place in " in page
     assert (workdir / "export" / "model.safetensors").is_file()
 
     before = (workdir / "world" / "train" / "corpus.jsonl").read_bytes()

@@ -25,6 +25,7 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.runtime import distributed
 from prorank_jax.runtime.distributed import Group, check_agreement, join, on_cloud_tpu, read_group
 from prorank_jax.runtime.preemption import Preemption
+from prorank_jax.scoring.record import SCORES, read_scores
 from prorank_jax.storage import Place
 from prorank_jax.train import train
 
@@ -130,6 +131,9 @@ def test_two_processes_give_what_one_gives(
     for stage in ("warmup", "score"):
         for here, there in zip(rows(undisturbed, stage), rows(tmp_path / "run", stage), strict=True):
             assert here == pytest.approx(there, abs=1e-5)
+        ours, theirs = (read_scores(run / stage / SCORES) for run in (undisturbed, tmp_path / "run"))
+        assert len(ours) == 12
+        assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-3)
 
 
 def test_two_processes_share_a_bucket(

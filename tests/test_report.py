@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prorank_jax.errors import InputError
-from prorank_jax.report import plot_curves
+from prorank_jax.reporting.curves import plot_curves
 
 
 def _metrics(run: Path, stage: str, rows: list[dict[str, Any]]) -> None:

@@ -59,6 +59,7 @@ LAYERS = [
         "suite_report",
         "teacher",
         "report",
+        "reporting.",
         "plan",
         "planning.",
         "doctor",

@@ -99,7 +99,8 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder(undisturbed: Path, config: Path) -> None:
-    assert sorted(path.name for path in undisturbed.iterdir()) == ["config.yaml", "export", "lock", "score", "warmup"]
+    names = ["config.yaml", "export", "lock", "run.json", "score", "warmup"]
+    assert sorted(path.name for path in undisturbed.iterdir()) == names
     assert load_config(undisturbed / "config.yaml") == load_config(config)
     # Resolved: defaults are written out.
     assert "relevant_from: 1" in (undisturbed / "config.yaml").read_text()
@@ -107,7 +108,7 @@ def test_the_run_folder(undisturbed: Path, config: Path) -> None:
         folder = undisturbed / stage
         (events,) = folder.glob("events.out.tfevents.*")
         own = ["completions.jsonl"] if stage == "warmup" else []
-        expected = sorted(["checkpoints", "metrics.jsonl", events.name, *own])
+        expected = sorted(["checkpoints", "metrics.jsonl", "scores.jsonl", events.name, *own])
         assert sorted(path.name for path in folder.iterdir()) == expected
         assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["50", "60"]
         assert [row["step"] for row in rows(undisturbed, stage)] == list(range(1, STEPS + 1))
@@ -135,6 +136,8 @@ def test_a_run_killed_in_either_stage_ends_bit_for_bit_as_one_that_was_not(
     assert content(workdir / "export") == content(undisturbed / "export")
     for stage in STAGES:
         assert rows(workdir, stage) == rows(undisturbed, stage)
+        scores = undisturbed / stage / "scores.jsonl"
+        assert (workdir / stage / "scores.jsonl").read_bytes() == scores.read_bytes()
 
 
 def test_a_finished_run_started_again_changes_nothing(undisturbed: Path) -> None:
@@ -179,7 +182,8 @@ def run_stages(model: Path, collection: Path, workdir: Path, **changes: Any) -> 
 
 def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     config, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", warmup=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "score"]
+    names = ["config.yaml", "export", "lock", "run.json", "score"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert (tmp_path / "run" / "config.yaml").read_text() == dump_config(config)
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)
@@ -187,7 +191,8 @@ def test_without_warmup(tiny_model: Path, tiny_collection: Path, tmp_path: Path)
 
 def test_without_score_learning(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     _, trained = run_stages(tiny_model, tiny_collection, tmp_path / "run", score=None)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "export", "lock", "warmup"]
+    names = ["config.yaml", "export", "lock", "run.json", "warmup"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert_equal(trained.final, warmed_up_of(tmp_path / "run"))
     assert distance(trained.final, base_of(tmp_path / "run")) > 0
     assert_equal(load_pretrained(trained.export).params, trained.final)

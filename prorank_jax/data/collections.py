@@ -79,6 +79,17 @@ def is_collection(source: str | Path) -> bool:
     return _is_zip(path) or str(source).startswith(("beir/", "nano-beir/"))
 
 
+def is_at_hand(source: str | Path) -> bool:
+    """Whether a collection can be opened without a network: a folder or zip of this machine, or one prepared before."""
+    if not is_collection(source):
+        return False
+    try:
+        where = _locate(source)
+        return where.path is not None or read_prepared(where.folder / TFDS_VERSION) is not None
+    except InputError:
+        return False
+
+
 def _is_zip(path: Path) -> bool:
     return path.suffix == ".zip" and not path.is_dir()
 

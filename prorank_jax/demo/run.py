@@ -20,7 +20,8 @@ from prorank_jax.evaluate import Evaluation
 from prorank_jax.evaluation.first_stage import FirstStage
 from prorank_jax.export import saved_parameters
 from prorank_jax.model.hf import load_pretrained
-from prorank_jax.report import plot_curves
+from prorank_jax.report import write_report
+from prorank_jax.reporting.curves import plot_curves
 from prorank_jax.reranker import Reranker
 from prorank_jax.run_folder import SavedStep, check_run_folder
 from prorank_jax.train import train
@@ -46,6 +47,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
                 "optimizer": {"learning_rate": 5e-4},
                 "log_every": 2,
                 "checkpoint_every": 50,
+                "show_completions_every": 10,
             },
             "score": {
                 "steps": 120,
@@ -61,7 +63,7 @@ def demo_config(world: Path, seed: int) -> RunConfig:
 
 
 def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
-    """Trains both stages, measures each on unseen towns, and writes `summary.json` and `curves.png`.
+    """Trains both stages, measures each on unseen towns, and writes `summary.json`, `curves.png` and `report.html`.
 
     Returns:
       the summary: `{"seed", "seconds", "queries", "rows": {"bm25", "base", "warmup", "score"}}`; a row holds
@@ -97,4 +99,5 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 1)
     summary = {"seed": seed, "seconds": seconds, "queries": len(test.queries), "rows": rows}
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(workdir)
     return summary

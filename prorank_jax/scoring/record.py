@@ -1,0 +1,169 @@
+"""Scores of one sample of labelled pairs, where a stage begins and where it ends: what `prorank report` draws.
+
+`scores.jsonl` of a stage has a row for each pair and moment,
+
+    {"at": "begin", "of": "training pairs", "label": 1, "score": 0.4375}
+
+It is written whole, or not at all. The sample depends on the configuration and the seed alone, and nothing that is
+learnt depends on it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from prorank_jax.atomic import writing
+from prorank_jax.config import RunConfig
+from prorank_jax.data.beir import Collection
+from prorank_jax.data.examples import Example, Source
+from prorank_jax.data.loader import encode, pad_prompts, padded_length
+from prorank_jax.data.runs import Run
+from prorank_jax.data.stream import pairs
+from prorank_jax.errors import InputError
+from prorank_jax.json_text import parse_json
+from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.prompt import Prompt
+from prorank_jax.runtime.mesh import largest
+from prorank_jax.runtime.room import GO_ON, Room
+from prorank_jax.scoring.scores import make_scorer
+from prorank_jax.storage import Place, read_bytes, write_text
+
+SCORES = "scores.jsonl"
+PAIRS = 512
+"""Pairs of a sample at most."""
+_PROMPTS_PER_PAIR = 24
+"""Prompts that a run learns from for each pair: the sample is scored four times, and so takes a twentieth of the time
+of a short run at most."""
+_TOKENS_PER_BATCH = 8192
+
+Row = dict[str, Any]
+Moment = Literal["begin", "end"]
+
+
+class Sample(NamedTuple):
+    """Labelled pairs, half of them relevant, and in words where they are from."""
+
+    of: str
+    examples: list[Example]
+
+
+def sample_size(config: RunConfig) -> int:
+    """Pairs of a run's sample: an even number, at least 2."""
+    warmup, score = config.warmup, config.score
+    prompts = warmup.steps * warmup.prompts_per_step if warmup else 0
+    prompts += score.steps * score.queries_per_step * score.documents_per_query if score else 0
+    return max(min(prompts // _PROMPTS_PER_PAIR, PAIRS) // 2, 1) * 2
+
+
+def draw(
+    config: RunConfig,
+    held_out: tuple[Collection, Run] | None,
+    sources: Sequence[Source],
+    weights: Sequence[float],
+) -> Sample:
+    """The sample of a run, by its seed: of held-out queries where it has any, else of the training data.
+
+    Empty where all pairs of the training data have one label.
+    """
+    count = sample_size(config)
+    if held_out is not None and (examples := _held_out(*held_out, count, config.seed)):
+        return Sample("held-out queries", examples)
+    try:
+        return Sample("training pairs", pairs(sources, weights, config.seed).rows(range(count)))
+    except InputError:
+        return Sample("training pairs", [])
+
+
+def _held_out(collection: Collection, run: Run, count: int, seed: int) -> list[Example]:
+    """Relevant documents, and candidates that are not; empty where there are none of either kind."""
+    qrels, documents = collection.qrels, collection.documents
+    kinds = (
+        [
+            (query, document)
+            for query, ranking in run.items()
+            for document, _ in ranking
+            if qrels[query].get(document, 0) <= 0
+        ],
+        [(query, name) for query, of in qrels.items() for name, grade in of.items() if grade > 0 and name in documents],
+    )
+    if not all(kinds):
+        return []
+    rng = np.random.default_rng(seed)
+    examples = []
+    for label, named in enumerate(kinds):
+        chosen = np.sort(rng.choice(len(named), min(count // 2, len(named)), replace=False))
+        examples += [
+            Example(collection.queries[query], documents[document], label)
+            for query, document in (named[place] for place in chosen)
+        ]
+    return examples
+
+
+class ScoreRecord:
+    """Keeps the scores of a sample in the folders of the stages.
+
+    Args:
+      room: who waits where the disk is full.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: Prompt, mesh: Mesh, sample: Sample, room: Room):
+        self._prompt, self._sample, self._room = prompt, sample, room
+        self._devices = mesh.size
+        self._score = make_scorer(decoder, prompt.answer_ids, mesh)
+
+    def keep(self, folder: Place, at: Moment, params: Params) -> None:
+        """Adds the scores that a model gives to the file in `folder`, unless those of this moment are there already.
+
+        Each process makes this call; process 0 alone reads and writes.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
+        path = folder / SCORES
+        writes = jax.process_index() == 0
+        kept = read_scores(path) if writes else []
+        missing = bool(self._sample.examples) and all(row["at"] != at for row in kept)
+        if not largest(int(writes and missing)):
+            return
+        scores = self._scores(params)
+        if not writes:
+            return
+        rows = [
+            # Four digits: more would only tell which machine computed them.
+            {"at": at, "of": self._sample.of, "label": example.label, "score": round(score, 4)}
+            if math.isfinite(score)
+            else {"at": at, "of": self._sample.of, "label": example.label, "score": None}
+            for example, score in zip(self._sample.examples, scores.tolist(), strict=True)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in sorted([*kept, *rows], key=lambda row: str(row["at"])))
+        with writing(path, GO_ON):
+            self._room.keep_trying(path, lambda: write_text(path, text))
+
+    def _scores(self, params: Params) -> np.ndarray:
+        """float32 [pairs of the sample]; all batches have one shape."""
+        examples = self._sample.examples
+        prompts = encode(self._prompt, [(one.query, one.document, one.instruction) for one in examples])
+        length = padded_length(max(map(len, prompts)), self._prompt.max_length)
+        size = max(min(_TOKENS_PER_BATCH // length, -(-len(prompts) // self._devices)), 1) * self._devices
+        found = []
+        for start in range(0, len(prompts), size):
+            rows = prompts[start : start + size]
+            filled = rows + rows[-1:] * (size - len(rows))
+            scores = self._score(params, *pad_prompts(filled, length, self._prompt.pad_id))
+            found.append(np.asarray(scores)[: len(rows)])
+        return np.concatenate(found)
+
+
+def read_scores(path: Place) -> list[Row]:
+    """The rows of a `scores.jsonl`; none where it is missing or is not what a stage writes."""
+    content = read_bytes(path)
+    try:
+        rows = [parse_json(line) for line in (content or b"").splitlines()]
+        return [row for row in rows if row["at"] in ("begin", "end") and isinstance(row["label"], int)]
+    except (ValueError, KeyError, TypeError):
+        return []
