@@ -35,7 +35,7 @@ from prorank_jax.progress import progress
 from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
 from prorank_jax.runtime.compiled import keep_compiled
 from prorank_jax.runtime.memory import free_bytes
-from prorank_jax.runtime.mesh import make_mesh, mesh_of, shardings
+from prorank_jax.runtime.mesh import largest, make_mesh, mesh_of, shardings
 from prorank_jax.scoring.shared import Scorer, Unit, arrange, least_tokens, make_scorer, tokens_for
 
 DEFAULT_MAX_LENGTH = 512
@@ -193,12 +193,12 @@ class Reranker:
           InputError: as `predict`.
         """
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
-        known = KnownDocuments()
+        known, tokens = KnownDocuments(), self._tokens
 
         def units() -> Iterator[tuple[int, list[Unit]]]:
             for pairs in chunks:
                 parts = prompt.encode_parts(pairs, known)
-                yield len(pairs), list(arrange(parts, prompt.pad_id, self.mesh.size, self._tokens, batch_size))
+                yield len(pairs), list(arrange(parts, prompt.pad_id, self.mesh.size, tokens, batch_size))
 
         begun: tuple[int, list[tuple[list[int], Array]]] | None = None
         for count, prepared in ahead(units()):
@@ -262,7 +262,8 @@ class Reranker:
     @cached_property
     def _tokens(self) -> tuple[int, int]:
         """Tokens of a batch on each device, at least and at most."""
-        return least_tokens(self.decoder), tokens_for(self.decoder, self.mesh, free_bytes(self.mesh))
+        # Processes that share a mesh make the same batches.
+        return least_tokens(self.decoder), -largest(-tokens_for(self.decoder, self.mesh, free_bytes(self.mesh)))
 
 
 def _shares_threads(mesh: Mesh) -> bool:

@@ -69,7 +69,8 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
     dev = config.score.dev if config.score else None
-    development = Development.open(dev, config.data.path, partial(Reranker, decoder, prompt=prompt)) if dev else None
+    reranker = partial(Reranker, decoder, prompt=prompt)
+    development = Development.open(dev, config.data.path, reranker) if dev else None
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
     mixture = open_mixture(config.data, kept_here(workdir / "data"), single=single, losses=losses)
@@ -80,7 +81,7 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
     held_out = (development.collection, development.run) if development else None
-    record = ScoreRecord(decoder, prompt, mesh, draw(config, held_out, sources, weights), Room(preemption))
+    record = ScoreRecord(reranker, draw(config, held_out, sources, weights), Room(preemption))
     with open_run_folder(config, workdir):
         params, learnt = pretrained.params, None
         saved = SavedStep("warmup", config.warmup.steps if config.warmup else 0)

@@ -8,18 +8,10 @@ from test_layout import joined
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.data.examples import Group
-from prorank_jax.data.loader import padded_length
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import load_prompt
 from prorank_jax.scoring.batches import encode_groups, group_batch
 from prorank_jax.scoring.layout import Layout
-
-
-@pytest.mark.parametrize(
-    ("length", "padded"), [(0, 0), (1, 16), (16, 16), (17, 24), (25, 32), (33, 48), (65, 96), (97, 100), (100, 100)]
-)
-def test_few_widths(length, padded):
-    assert padded_length(length, 100) == padded
 
 
 @pytest.mark.parametrize("order", ["query_first", "document_first"])

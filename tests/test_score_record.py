@@ -173,16 +173,13 @@ def test_a_file_that_no_stage_wrote_is_as_good_as_none(tmp_path: Path, content: 
 
 
 def test_what_is_not_finite_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt: Any = SimpleNamespace(answer_ids=(0, 1))
-    decoder: Any = None
-    mesh: Any = SimpleNamespace(size=1)
+    reranker: Any = None
     room: Any = SimpleNamespace(keep_trying=lambda _, write: write())
     sample = record.Sample("training pairs", [Example("q", "d", label) for label in (1, 0)])
-    monkeypatch.setattr(record, "make_scorer", lambda *_: None)
     monkeypatch.setattr(ScoreRecord, "_scores", lambda *_: np.array([np.nan, 1 / 3], np.float32))
     moments: tuple[record.Moment, ...] = ("end", "begin", "end")
     for at in moments:
-        ScoreRecord(decoder, prompt, mesh, sample, room).keep(tmp_path / "stage", at, {})
+        ScoreRecord(reranker, sample, room).keep(tmp_path / "stage", at, {})
     written = [json.loads(line) for line in (tmp_path / "stage" / SCORES).read_text().splitlines()]
     assert [(row["at"], row["score"]) for row in written] == [
         ("begin", None), ("begin", 0.3333), ("end", None), ("end", 0.3333),

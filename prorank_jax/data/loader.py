@@ -46,15 +46,6 @@ def pad_prompts(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple
     return tokens_BxL, lengths_B
 
 
-def padded_length(length: int, longest: int) -> int:
-    """The width to pad to, so that few shapes are compiled: 0, 16, 24, 32, 48, 64, 96, ... and `longest`.
-
-    `padded_length(33, 100)` is 48, `padded_length(97, 100)` is 100.
-    """
-    sizes = (size for power in range(4, 31) for size in (2**power, 3 * 2 ** (power - 1)))
-    return min(next(size for size in (0, *sizes) if size >= length), longest)
-
-
 def encode(prompt: Prompt, rows: Sequence[tuple[str, str, str | None]]) -> list[list[int]]:
     """The ids of a prompt for each row of query, document and instruction; None is the prompt's own instruction.
 

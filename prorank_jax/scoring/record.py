@@ -10,27 +10,24 @@ learnt depends on it.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from prorank_jax.atomic import writing
 from prorank_jax.config import RunConfig
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.examples import Example, Source
-from prorank_jax.data.loader import encode, pad_prompts, padded_length
 from prorank_jax.data.runs import Run
 from prorank_jax.data.stream import pairs
 from prorank_jax.errors import InputError
+from prorank_jax.evaluation.rerank import PairScorer
 from prorank_jax.json_text import parse_json
-from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.prompt import Prompt
+from prorank_jax.model.decoder import Params
 from prorank_jax.runtime.mesh import largest
 from prorank_jax.runtime.room import GO_ON, Room
-from prorank_jax.scoring.scores import make_scorer
 from prorank_jax.storage import Place, read_bytes, write_text
 
 SCORES = "scores.jsonl"
@@ -39,7 +36,6 @@ PAIRS = 512
 _PROMPTS_PER_PAIR = 24
 """Prompts that a run learns from for each pair: the sample is scored four times, and so takes a twentieth of the time
 of a short run at most."""
-_TOKENS_PER_BATCH = 8192
 
 Row = dict[str, Any]
 Moment = Literal["begin", "end"]
@@ -108,13 +104,12 @@ class ScoreRecord:
     """Keeps the scores of a sample in the folders of the stages.
 
     Args:
+      reranker: makes a reranker of parameters.
       room: who waits where the disk is full.
     """
 
-    def __init__(self, decoder: Decoder, prompt: Prompt, mesh: Mesh, sample: Sample, room: Room):
-        self._prompt, self._sample, self._room = prompt, sample, room
-        self._devices = mesh.size
-        self._score = make_scorer(decoder, prompt.answer_ids, mesh)
+    def __init__(self, reranker: Callable[[Params], PairScorer], sample: Sample, room: Room):
+        self._reranker, self._sample, self._room = reranker, sample, room
 
     def keep(self, folder: Place, at: Moment, params: Params) -> None:
         """Adds the scores that a model gives to the file in `folder`, unless those of this moment are there already.
@@ -145,18 +140,14 @@ class ScoreRecord:
             self._room.keep_trying(path, lambda: write_text(path, text))
 
     def _scores(self, params: Params) -> np.ndarray:
-        """float32 [pairs of the sample]; all batches have one shape."""
-        examples = self._sample.examples
-        prompts = encode(self._prompt, [(one.query, one.document, one.instruction) for one in examples])
-        length = padded_length(max(map(len, prompts)), self._prompt.max_length)
-        size = max(min(_TOKENS_PER_BATCH // length, -(-len(prompts) // self._devices)), 1) * self._devices
-        found = []
-        for start in range(0, len(prompts), size):
-            rows = prompts[start : start + size]
-            filled = rows + rows[-1:] * (size - len(rows))
-            scores = self._score(params, *pad_prompts(filled, length, self._prompt.pad_id))
-            found.append(np.asarray(scores)[: len(rows)])
-        return np.concatenate(found)
+        """float32 [pairs of the sample]."""
+        examples, reranker = self._sample.examples, self._reranker(params)
+        scores = np.empty(len(examples), np.float32)
+        for instruction in dict.fromkeys(one.instruction for one in examples):
+            places = [place for place, one in enumerate(examples) if one.instruction == instruction]
+            told = [(examples[place].query, examples[place].document) for place in places]
+            [scores[places]] = reranker.predict_chunks([told], instruction=instruction)
+        return scores
 
 
 def read_scores(path: Place) -> list[Row]:
