@@ -5,15 +5,17 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from served import FakeReranker, eventually, known_score
 
 from prorank_jax.errors import InputError
+from prorank_jax.reranker import Reranker, _scorer
 from prorank_jax.serving.batching import Batcher, Busy, Stopping, Work, shared
 from prorank_jax.serving.limits import MIB, Limits
 from prorank_jax.serving.meters import Meters
-from prorank_jax.serving.warm_up import lengths, sizes
+from prorank_jax.serving.warm_up import lengths, sizes, warm_up
 
 
 @pytest.fixture
@@ -161,7 +163,19 @@ def test_a_warm_up_that_fails_is_told_and_the_server_goes_on(
 
 def test_sizes_and_lengths_of_a_warm_up() -> None:
     assert (sizes(1), sizes(6), sizes(64)) == ([1], [1, 2, 4, 6], [1, 2, 4, 8, 16, 32, 64])
-    assert lengths(8) == [0, 1, 2, 3, 4, 6, 8, 12]
+    assert lengths(8) == [0, 1, 8, 16]
+    assert lengths(70) == [0, 1, 8, 16, 24, 32, 40, 48, 56, 64, 70, 80]
+
+
+def test_after_a_warm_up_nothing_is_compiled_for_a_document_of_any_length() -> None:
+    reranker = Reranker.from_pretrained("builtin:tiny", max_length=96)
+    warm_up(reranker, reranker.max_length, 2, stopping=lambda: False)
+    compiled: Any = _scorer(reranker.decoder, reranker.prompt.answer_ids, reranker.mesh)
+    known = compiled.score._cache_size()
+    assert known > 3
+    for words in range(96):
+        reranker.predict([("a", "a " * words)] * (words % 2 + 1))
+    assert compiled.score._cache_size() == known
 
 
 @pytest.mark.parametrize(

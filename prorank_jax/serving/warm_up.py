@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from prorank_jax.progress import tell
+from prorank_jax.scoring.shared import tight_width
 from prorank_jax.serving.batching import Predictor
 
 _TOKENS = 8192
@@ -15,11 +16,11 @@ def sizes(largest: int) -> list[int]:
 
 
 def lengths(longest: int) -> list[int]:
-    """Words of a document that make prompts of each padded length, three to a doubling, and one that is cut."""
-    found = {0, longest}
-    for power in sizes(longest):
-        found |= {power, power * 3 // 2}
-    return sorted(found)
+    """Words of a document that make prompts of each width, and one that is cut.
+
+    However many tokens stand around the document: the widths are no closer together the longer they are.
+    """
+    return sorted({0, 1, 8, longest, *map(tight_width, range(1, longest + 1))})
 
 
 def warm_up(predictor: Predictor, max_length: int, batch: int, stopping: Callable[[], bool]) -> None:
