@@ -21,7 +21,6 @@ LAYERS = [
         "config_file",
         "errors",
         "json_text",
-        "json_text",
         "atomic",
         "progress",
         "cache",

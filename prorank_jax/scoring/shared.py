@@ -8,7 +8,6 @@ batch, and nothing in how a row is computed.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +71,10 @@ def make_scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Sc
 
     def begin_share(params: Params, prefix_QxP: Array, lengths_Q: Array) -> KeyValues:
         own = begin_here(params, prefix_QxP, lengths_Q)
-        gather = partial(lax.all_gather, axis_name=AXES, tiled=True)
-        return KeyValues(gather(own.keys, axis=1), gather(own.values, axis=1), gather(own.positions_BxL, axis=0))
+        # In one collective: several that do not depend on each other may be taken in different orders.
+        keys, values = lax.all_gather(jnp.stack([own.keys, own.values]), AXES, axis=2, tiled=True)
+        Q, prefix = keys.shape[1:3]
+        return KeyValues(keys, values, jnp.broadcast_to(jnp.arange(prefix), (Q, prefix)))
 
     @jax.jit
     def begin(params: Params, prefix_QxP: Array, lengths_Q: Array) -> KeyValues:
