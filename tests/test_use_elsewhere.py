@@ -1,5 +1,6 @@
 """docs/use_elsewhere.md: its snippets run, and rank and score as the reranker itself does."""
 
+import importlib
 import importlib.util
 import re
 import warnings
@@ -39,9 +40,9 @@ def run(library: str, folder: Path) -> list[dict[str, Any]]:
     for snippet in snippets:
         variables: dict[str, Any] = {"query": QUERY, "documents": DOCUMENTS, "__name__": "snippet"}
         if library == "langchain_community":
-            from langchain_core.documents import Document
-
-            variables["found"] = [Document(page_content=text) for text in DOCUMENTS]
+            # Its types are not at hand where it is not installed.
+            document = importlib.import_module("langchain_core.documents").Document
+            variables["found"] = [document(page_content=text) for text in DOCUMENTS]
         with warnings.catch_warnings():
             # What others deprecate among themselves is not ours to mend.
             warnings.simplefilter("ignore")
