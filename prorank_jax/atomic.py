@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from prorank_jax.errors import InputError
 
@@ -15,11 +16,17 @@ def write_atomically(path: str | Path, text: str) -> None:
     Raises:
       OSError: it cannot be written; nothing of it is left.
     """
-    path = Path(path)
+    with replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written, which takes its place at the end of the block; where that raises, nothing of it is left."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with unfinished.open("wb") as file:
+            yield file
             file.flush()
             # A machine that loses its power must not keep the new name and lose what it names.
             os.fsync(file.fileno())

@@ -6,13 +6,13 @@ Imports stand inside the verbs, so that `prorank --help` answers at once.
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prorank_jax.cli_data import data_app
-from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order, help_without_a_verb
+from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb
+from prorank_jax.cli_rerank import rerank
 from prorank_jax.cli_serve import serve
 from prorank_jax.errors import PREEMPTED, InputError, Preempted
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.callback(invoke_without_command=True)(help_without_a_verb)
+app.command()(rerank)
 app.command()(serve)
 
 
@@ -211,37 +212,6 @@ def evaluate(
         systems = work.measure(named, load, measured=add_measurement)
         print(write_report(systems, jobs, measures, files.here))
     print(f"figures, runs and tables: {target}")
-
-
-@app.command()
-def rerank(
-    model: Model,
-    documents: Annotated[str, typer.Argument(help="Text file, one document a line; - is standard input.")],
-    query: Annotated[str, typer.Option(help="The query.")],
-    top_k: Annotated[int | None, typer.Option(min=1, help="How many to print [default: all].")] = None,
-    instruction: Annotated[str | None, typer.Option(help="The task, in place of the prompt's own.")] = None,
-    max_length: MaxLength = None,
-    order: Order = None,
-    dtype: Dtype = "float32",
-    fsdp: Fsdp = 1,
-) -> None:
-    """Score the lines of a text file for a query, best first: score, line number, text."""
-    from prorank_jax.progress import visible
-    from prorank_jax.reranker import Reranker
-    from prorank_jax.storage import fetched
-
-    try:
-        text = sys.stdin.read() if documents == "-" else Path(fetched(documents)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{documents}: cannot be read as text ({error}); give a UTF-8 file") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"{documents}: holds no document; write one a line")
-    reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
-    # What documents say must not steer a terminal; a file or another command gets them as they are.
-    shown = visible if sys.stdout.isatty() else str
-    for hit in reranker.rank(query, [line for _, line in lines], top_k, instruction=instruction):
-        print(f"{hit.score:.4f}\t{lines[hit.index][0]}\t{shown(str(hit.document))}")
 
 
 @app.command()

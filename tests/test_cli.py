@@ -1,6 +1,5 @@
 """The command line: what each verb prints and writes, and one line with exit status 2 for what it cannot take."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -77,8 +76,8 @@ def test_no_verb_prints_the_help(prorank: Prorank) -> None:
         (["train", "run.yaml"], "Missing option '--workdir'; see prorank --help"),
         (["evaluate", "--first-stage-only"], "give either --data or --suite, not both and not neither"),
         (["evaluate", "--first-stage-only", "--data", "x", "--suite", "beir"], "give either --data or --suite"),
-        (["rerank", "model"], "Missing argument 'documents'; see prorank --help"),
-        (["rerank", "model", "docs.txt"], "Missing option '--query'; see prorank --help"),
+        (["rerank", "model"], "prorank rerank: give either DOCUMENTS or --document, not both and not neither"),
+        (["rerank", "model", "docs.txt"], "docs.txt: text has no query; give --query"),
         (["doctor", "--all"], "No such option: --all; see prorank --help"),
         (["train", "run.yaml", "--workdi", "x"], "No such option: --workdi (Possible options: --workdir)"),
         (["evaluate", "--data", "x", "--depth", "0"], "Invalid value for '--depth'"),
@@ -291,8 +290,9 @@ def test_rerank_prints_scores_best_first(
     assert scores == pytest.approx(Reranker.from_pretrained(tiny_model).predict(pairs), abs=1e-4)
 
     assert prorank(*arguments, "--top-k", 1)[1] == out.partition("\n")[0] + "\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts)))
-    assert prorank("rerank", tiny_model, "-", "--query", "Where is fish?")[1] == out
+    with (tmp_path / "documents.txt").open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert prorank("rerank", tiny_model, "-", "--query", "Where is fish?")[1] == out
 
 
 def test_what_documents_say_does_not_steer_a_terminal(
@@ -308,7 +308,7 @@ def test_what_documents_say_does_not_steer_a_terminal(
 
 def test_a_message_is_one_line_whatever_it_names(refused: Callable[..., str]) -> None:
     told = refused("rerank", "builtin:tiny", "no\nsuch\x1b[2J\u202efile", "--query", "q")
-    assert told.startswith("no\\nsuch\\x1b[2J\\u202efile: cannot be read as text")
+    assert told.startswith("no\\nsuch\\x1b[2J\\u202efile: cannot be read (No such file or directory)")
 
 
 @pytest.mark.parametrize("option", ["--query", "--instruction"])
@@ -320,11 +320,11 @@ def test_an_argument_that_is_not_utf_8(refused: Callable[..., str], option: str)
 
 def test_rerank_without_documents(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "documents.txt"
-    assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}: cannot be read as text")
+    assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}: cannot be read (No such file")
     path.write_text("\n \n")
     assert refused("rerank", tiny_model, path, "--query", "q") == f"{path}: holds no document; write one a line"
-    path.write_bytes(b"caf\xe9\n")
-    assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}: cannot be read as text")
+    path.write_bytes(b"tea\ncaf\xe9\n")
+    assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}:2: byte 4 of the line is not UTF-8")
 
 
 def test_doctor(prorank: Prorank) -> None:

@@ -52,6 +52,7 @@ LAYERS = [
         "demo.",
         "reranker",
         "serving.",
+        "reranking.",
         "evaluate",
         "evaluation.cost",
         "suite",
@@ -67,7 +68,7 @@ LAYERS = [
         "scoring.stage",
         "scoring.development",
     ],
-    ["cli", "cli_data", "cli_options", "cli_serve"],
+    ["cli", "cli_data", "cli_options", "cli_rerank", "cli_serve"],
 ]
 ONLY_IN = {
     "flax": ["model/"],

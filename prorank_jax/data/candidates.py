@@ -68,7 +68,8 @@ def find_run(collection: Collection, source: str) -> Path:
     Raises:
       InputError: there is no such file, or several have the name.
     """
-    if Path(source).is_file():
+    # A pipe, as /dev/stdin, is no file, and can be read.
+    if Path(source).exists() and not Path(source).is_dir():
         return Path(source)
     if fields := _FIELD.findall(source):
         if unknown := [field for field in fields if field not in ("collection", "split")]:

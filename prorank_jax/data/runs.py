@@ -61,17 +61,21 @@ def read_run(path: str | Path, depth: int | None = None, collection: Collection 
 
 
 def write_run(path: str | Path, run: Run, tag: str) -> None:
-    """Writes a TREC run atomically, with the scores of `strictly_decreasing`; `tag` is one word.
+    """Writes the lines of `trec_lines` atomically.
 
     Raises:
       OSError: it cannot be written; nothing of it is left.
     """
-    lines = [
-        f"{query_id} Q0 {document_id} {rank} {np.float32(score)} {tag}\n"
+    write_atomically(path, "".join(f"{line}\n" for line in trec_lines(run, tag)))
+
+
+def trec_lines(run: Run, tag: str) -> list[str]:
+    """The lines of a TREC run, with the scores of `strictly_decreasing`; `tag` is one word."""
+    return [
+        f"{query_id} Q0 {document_id} {rank} {np.float32(score)} {tag}"
         for query_id, ranking in strictly_decreasing(run).items()
         for rank, (document_id, score) in enumerate(ranking, start=1)
     ]
-    write_atomically(path, "".join(lines))
 
 
 def strictly_decreasing(run: Mapping[str, Sequence[tuple[str, float]]]) -> Run:

@@ -48,10 +48,18 @@ def rerank(
     """
     reranked: Run = {}
     with progress("reranking", len(run), show_progress) as advance:
-        for scored in _scored(reranker, collection, run, 0, instruction):
-            reranked |= {query_id: _ordered(ranking) for query_id, ranking in scored.items()}
-            advance(len(scored))
+        for some in rerank_chunks(reranker, collection, run, instruction):
+            reranked |= some
+            advance(len(some))
     return reranked
+
+
+def rerank_chunks(
+    reranker: PairScorer, collection: Collection, run: Run, instruction: str | None = None
+) -> Iterator[Run]:
+    """The same, some queries at a time, in the order of the run."""
+    for scored in _scored(reranker, collection, run, 0, instruction):
+        yield {query_id: _ordered(ranking) for query_id, ranking in scored.items()}
 
 
 def rerank_into(

@@ -1,0 +1,1 @@
+"""What `prorank rerank` does: requests in, their documents in the model's order out."""
