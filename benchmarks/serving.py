@@ -258,7 +258,7 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, default=1200, help="in a round of many clients")
     arguments.add_argument("--overload", type=float, default=0.5, metavar="MINUTES")
     options = arguments.parse_args()
-    with serving(options.model) as server:
+    with serving(options.model, "--warm-up") as server:
         figures = measure(server, options.clients, options.requests)
     figures["alone_over_batched"] = alone_over_batched(options.model)
     with serving(options.model, "--max-queue", "400", "--max-documents", str(OVERLOAD_DOCUMENTS)) as server:

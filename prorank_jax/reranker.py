@@ -140,6 +140,11 @@ class Reranker:
         return self.prompt.max_length
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens that all devices compute together at most; more are computed one batch after the other."""
+        return self.mesh.size * self._tokens[1]
+
+    @property
     def dtype(self) -> str:
         """The compute dtype's name."""
         return self.decoder.dtype.name
@@ -219,9 +224,10 @@ class Reranker:
         for unit in units:
             with _one_at_a_time:
                 begun = settle(scorer.begin(self.params, unit.prefix_QxP, unit.lengths_Q))
-            for places, *batch in unit.batches:
+            for places, prefixes_B, *batch in unit.batches:
                 with _one_at_a_time:
-                    dispatched.append((places, settle(scorer.score(self.params, begun, unit.lengths_Q, *batch))))
+                    before = settle(scorer.spread(begun, prefixes_B))
+                    dispatched.append((places, settle(scorer.score(self.params, before, *batch))))
         return dispatched
 
     @cached_property

@@ -29,6 +29,7 @@ class FakeReranker:
     """
 
     max_length = 64
+    batch_tokens = 1024
     seconds = 0.0
 
     def __init__(self) -> None:

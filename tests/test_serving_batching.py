@@ -167,15 +167,21 @@ def test_sizes_and_lengths_of_a_warm_up() -> None:
     assert lengths(70) == [0, 1, 8, 16, 24, 32, 40, 48, 56, 64, 70, 80]
 
 
-def test_after_a_warm_up_nothing_is_compiled_for_a_document_of_any_length() -> None:
+def test_after_a_warm_up_nothing_is_compiled_for_texts_of_any_length() -> None:
     reranker = Reranker.from_pretrained("builtin:tiny", max_length=96)
-    warm_up(reranker, reranker.max_length, 2, stopping=lambda: False)
+    warm_up(reranker, reranker.max_length, 2, 1024, stopping=lambda: False)
     compiled: Any = _scorer(reranker.decoder, reranker.prompt.answer_ids, reranker.mesh)
-    known = compiled.score._cache_size()
-    assert known > 3
+
+    def programs() -> list[int]:
+        return [compiled.begin._cache_size(), compiled.score._cache_size()]
+
+    known = programs()
+    assert min(known) > 3
     for words in range(96):
-        reranker.predict([("a", "a " * words)] * (words % 2 + 1))
-    assert compiled.score._cache_size() == known
+        query = "a" + " a" * (words * 7 % 40)
+        reranker.predict([(query, "a " * words), (query + " b" * (words % 2), "a " * words)])
+        reranker.predict([(query, "a " * words)])
+    assert programs() == known
 
 
 @pytest.mark.parametrize(

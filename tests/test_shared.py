@@ -28,10 +28,9 @@ def read_back(units: list[Unit]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for unit in units:
         for batch in unit.batches:
-            for place, prefix, tokens, length in zip(
-                batch.places, batch.prefixes_B, batch.tokens_BxL, batch.lengths_B, strict=False
-            ):
+            for place, prefix, start, tokens, length in zip(*batch, strict=False):
                 assert place not in found
+                assert start == unit.lengths_Q[prefix]
                 shared = unit.prefix_QxP[prefix, : unit.lengths_Q[prefix]]
                 found[place] = [*shared.tolist(), *tokens[:length].tolist()]
     return found
@@ -57,13 +56,16 @@ def test_nothing_makes_no_batch() -> None:
 
 def test_a_beginning_is_computed_once_for_all_that_share_it() -> None:
     given = prompts(queries=5, documents=40)
-    beginnings = Counter(
-        tuple(row[:length].tolist())
-        for unit in arrange(given, PAD, 1, (64, 1024), None)
-        for row, length in zip(unit.prefix_QxP, unit.lengths_Q, strict=True)
-    )
-    assert set(beginnings) == {prompt.shared for prompt in given}
-    assert max(beginnings.values()) <= 4  # those that fill a unit up to 64 tokens
+    units = list(arrange(given, PAD, 1, (64, 1024), None))
+    of_units = [
+        {tuple(row[:length].tolist()) for row, length in zip(unit.prefix_QxP, unit.lengths_Q, strict=True)}
+        for unit in units
+    ]
+    assert Counter(beginning for some in of_units for beginning in some) == Counter({one.shared for one in given})
+    # A unit is filled up to 64 tokens, or to one of few sizes.
+    for unit, some in zip(units, of_units, strict=True):
+        rows, width = unit.prefix_QxP.shape
+        assert rows < 4 * max(len(some), -(-64 // width))
 
 
 def test_little_is_padding_and_shapes_are_few() -> None:
@@ -90,3 +92,7 @@ def test_what_else_is_scored_changes_no_width() -> None:
 )
 def test_widths_are_four_to_an_octave(length: int, width: int) -> None:
     assert tight_width(length) == width
+
+
+def test_widths_of_what_is_shared_are_two_to_an_octave() -> None:
+    assert sorted({tight_width(length, 2) for length in range(257)}) == [16, 24, 32, 48, 64, 96, 128, 192, 256]

@@ -1,7 +1,6 @@
 """The steps of a configuration as a compiler takes them: functions with the shapes and places of their arguments."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +15,12 @@ from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
 from prorank_jax.model.long_attention import kernel_for
 from prorank_jax.model.lora import init_learnt
 from prorank_jax.planning import flops
-from prorank_jax.runtime.mesh import ROWS, WHOLE, abstract
+from prorank_jax.runtime.mesh import ROWS, abstract
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import state_layout
 from prorank_jax.scoring.batches import GroupBatch
 from prorank_jax.scoring.layout import GroupPrompts, Part
-from prorank_jax.scoring.shared import make_scorer, most_tokens
+from prorank_jax.scoring.shared import BEHIND_ROWS, make_scorer, most_tokens
 from prorank_jax.scoring.stage import check_score
 from prorank_jax.scoring.step import make_step as make_score_step
 from prorank_jax.warmup import supervised
@@ -97,14 +96,15 @@ def _rerank(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job
     c, prefix = decoder.config, config.prompt.max_length // 4
     rest = config.prompt.max_length - prefix
     count = max(most_tokens(mesh) // rest, 1) * mesh.size
-    rows, whole = _rows(mesh, count), partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, WHOLE))
-    of_prefix: Any = whole((c.layers, 1, prefix, c.kv_heads, c.head_size), decoder.dtype)
-    positions: Any = whole((1, prefix), jnp.dtype("int32"))
+    rows = _rows(mesh, count)
+    of_prefix: Any = jax.ShapeDtypeStruct(
+        (c.layers, count, prefix, c.kv_heads, c.head_size), decoder.dtype, sharding=NamedSharding(mesh, BEHIND_ROWS)
+    )
+    positions: Any = rows(prefix)
     arguments = {
         "params": abstract(mesh, params),
-        "begun": KeyValues(of_prefix, of_prefix, positions),
-        "prefix_lengths": whole((1,), jnp.dtype("int32")),
-        "prefixes": rows(),
+        "before": KeyValues(of_prefix, of_prefix, positions),
+        "starts": rows(),
         "tokens": rows(rest),
         "lengths": rows(),
     }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from prorank_jax.data.loader import pad_prompts
 from prorank_jax.model.attention import causal
@@ -26,6 +27,8 @@ from prorank_jax.runtime.mesh import AXES, ROWS, WHOLE, on_devices, specs
 from prorank_jax.scoring.scores import answer_margin
 
 _NARROWEST = 16
+BEHIND_ROWS = P(None, AXES)
+"""How keys and values [layers, B, ...] lie that rows go on from: each on the device of its row."""
 
 
 class Rests(NamedTuple):
@@ -34,10 +37,12 @@ class Rests(NamedTuple):
     Attributes:
       places: of the prompts in the list given; the batch may have rows more, copies of its last.
       prefixes_B: the row of the shared beginning that each goes on from.
+      starts_B: the tokens of that beginning.
     """
 
     places: list[int]
     prefixes_B: np.ndarray
+    starts_B: np.ndarray
     tokens_BxL: np.ndarray
     lengths_B: np.ndarray
 
@@ -51,20 +56,26 @@ class Unit(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """The two compiled functions of a decoder on the devices of a mesh.
+    """The compiled functions of a decoder on the devices of a mesh, which divide the rows B.
 
     Attributes:
       begin: `(params, prefix_QxP, lengths_Q)` -> keys and values, on each device.
-      score: `(params, begun, lengths_Q, prefixes_B, tokens_BxL, lengths_B)` -> float32 [B], on each device; the rows
-        are split over the devices, which divide them.
+      spread: `(begun, prefixes_B)` -> those that each row goes on from, split over the devices. By itself, so that
+        `score`, which takes long to compile, is the same for any number of beginnings.
+      score: `(params, before, starts_B, tokens_BxL, lengths_B)` -> float32 [B], on each device, of rows that go on from
+        so many tokens of `before`.
     """
 
     begin: Callable[[Params, Any, Any], KeyValues]
-    score: Callable[[Params, KeyValues, Any, Any, Any, Any], Array]
+    spread: Callable[[KeyValues, Any], KeyValues]
+    score: Callable[[Params, KeyValues, Any, Any, Any], Array]
 
 
 def make_scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Scorer:
     """Compiles when called, for each shape once."""
+    one: Any = BEHIND_ROWS
+    rows: Any = ROWS
+    behind = KeyValues(one, one, rows)
 
     def begin_here(params: Params, prefix_QxP: Array, lengths_Q: Array) -> KeyValues:
         return prefill(decoder, params, prefix_QxP, lengths_Q).cache
@@ -86,17 +97,18 @@ def make_scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Sc
         )
         return begun
 
-    def score_here(
-        params: Params, begun: KeyValues, lengths_Q: Array, prefixes_B: Array, tokens_BxL: Array, lengths_B: Array
-    ) -> Array:
-        start_B = lengths_Q[prefixes_B]
-        L, prefix = tokens_BxL.shape[1], begun.positions_BxL.shape[1]
+    @jax.jit
+    def spread(begun: KeyValues, prefixes_B: Array) -> KeyValues:
+        return on_devices(mesh, KeyValues.rows, (WHOLE, ROWS), behind)(begun, prefixes_B)
+
+    def score_here(params: Params, before: KeyValues, starts_B: Array, tokens_BxL: Array, lengths_B: Array) -> Array:
+        L, prefix = tokens_BxL.shape[1], before.positions_BxL.shape[1]
         hidden_BxLxD, _ = decoder.forward(
             params,
             tokens_BxL,
-            start_B[:, None] + jnp.arange(L)[None],
-            causal(lengths_B, L, jnp.arange(prefix)[None] < start_B[:, None]),
-            (begun.rows(prefixes_B),),
+            starts_B[:, None] + jnp.arange(L)[None],
+            causal(lengths_B, L, jnp.arange(prefix)[None] < starts_B[:, None]),
+            (before,),
         )
         last_BxD = jnp.take_along_axis(hidden_BxLxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         # Of each row alone: a product of matrices adds up in another order where there are few rows.
@@ -104,16 +116,12 @@ def make_scorer(decoder: Decoder, answer_ids: tuple[int, int], mesh: Mesh) -> Sc
         return lax.all_gather(scores_B, AXES, tiled=True)
 
     @jax.jit
-    def score(
-        params: Params, begun: KeyValues, lengths_Q: Array, prefixes_B: Array, tokens_BxL: Array, lengths_B: Array
-    ) -> Array:
-        places = (specs(mesh, params), WHOLE, WHOLE, ROWS, ROWS, ROWS)
-        scores_B: Array = on_devices(mesh, score_here, places, WHOLE)(
-            params, begun, lengths_Q, prefixes_B, tokens_BxL, lengths_B
-        )
+    def score(params: Params, before: KeyValues, starts_B: Array, tokens_BxL: Array, lengths_B: Array) -> Array:
+        places = (specs(mesh, params), behind, ROWS, ROWS, ROWS)
+        scores_B: Array = on_devices(mesh, score_here, places, WHOLE)(params, before, starts_B, tokens_BxL, lengths_B)
         return scores_B
 
-    return Scorer(begin, score)
+    return Scorer(begin, spread, score)
 
 
 def least_tokens(decoder: Decoder) -> int:
@@ -149,19 +157,29 @@ def arrange(
         places[prompt.shared].append(place)
     widths = defaultdict(list)
     for shared in places:
-        widths[tight_width(len(shared))].append(shared)
+        # Fewer of them: what is compiled for the rests is compiled for each of these widths.
+        widths[tight_width(len(shared), 2)].append(shared)
     for width, all_shared in sorted(widths.items()):
         together = _power_of_two(max(tokens[1] // width, 1))
         for start in range(0, len(all_shared), together):
             some = all_shared[start : start + together]
-            count = max(1 << (len(some) - 1).bit_length(), -(-tokens[0] // width))
+            # In quarters, as the batches have it: shapes are few.
+            least = -(-tokens[0] // width)
+            count = max(together, least)
+            while count // 4 >= max(len(some), least):
+                count //= 4
             prefix_QxP, lengths_Q = pad_prompts(some + some[-1:] * (count - len(some)), width, pad_id)
             rests = [(place, row, prompts[place].own) for row, shared in enumerate(some) for place in places[shared]]
-            yield Unit(prefix_QxP, lengths_Q, list(_batches(rests, pad_id, devices, tokens, rows)))
+            yield Unit(prefix_QxP, lengths_Q, list(_batches(rests, lengths_Q, pad_id, devices, tokens, rows)))
 
 
 def _batches(
-    rests: list[tuple[int, int, list[int]]], pad_id: int, devices: int, tokens: tuple[int, int], rows: int | None
+    rests: list[tuple[int, int, list[int]]],
+    lengths_Q: np.ndarray,
+    pad_id: int,
+    devices: int,
+    tokens: tuple[int, int],
+    rows: int | None,
 ) -> Iterator[Rests]:
     widths = defaultdict(list)
     for rest in rests:
@@ -173,9 +191,8 @@ def _batches(
             start += len(some)
             filled = some + some[-1:] * (size - len(some))
             prefixes_B = np.array([row for _, row, _ in filled], np.int32)
-            yield Rests(
-                [place for place, _, _ in some], prefixes_B, *pad_prompts([ids for _, _, ids in filled], width, pad_id)
-            )
+            tokens_BxL, lengths_B = pad_prompts([ids for _, _, ids in filled], width, pad_id)
+            yield Rests([place for place, _, _ in some], prefixes_B, lengths_Q[prefixes_B], tokens_BxL, lengths_B)
 
 
 def _sizes(count: int, width: int, devices: int, tokens: tuple[int, int], rows: int | None) -> Iterator[int]:
@@ -192,12 +209,12 @@ def _sizes(count: int, width: int, devices: int, tokens: tuple[int, int], rows: 
         count -= size
 
 
-def tight_width(length: int) -> int:
-    """The width to pad to: 16, 24, ... 64, 80, ... 128, 160, ..., four of them to an octave, or steps of 8.
+def tight_width(length: int, to_an_octave: int = 4) -> int:
+    """The width to pad to: 16, 24, ... 64, 80, ... 128, 160, ..., so many of them to an octave, or steps of 8.
 
-    `tight_width(33)` is 40, `tight_width(129)` is 160.
+    `tight_width(33)` is 40 and `tight_width(33, 2)` 48, `tight_width(129)` is 160.
     """
-    step = max(1 << max((length - 1).bit_length() - 3, 0), 8)
+    step = max((1 << (length - 1).bit_length()) // (2 * to_an_octave), 8)
     return max(-(-length // step) * step, _NARROWEST)
 
 

@@ -44,6 +44,9 @@ class Served(Predictor, Protocol):
     @property
     def max_length(self) -> int: ...
 
+    @property
+    def batch_tokens(self) -> int: ...
+
 
 class ClientLeft(Exception):
     """Nobody waits for the answer."""
@@ -71,7 +74,7 @@ def make_app(
 
     def first(stopping: Callable[[], bool]) -> None:
         if warm:
-            warm_up(reranker, reranker.max_length, limits.batch, stopping)
+            warm_up(reranker, reranker.max_length, limits.batch, reranker.batch_tokens, stopping)
 
     batcher = Batcher(reranker, meters, queue=limits.queue, batch=limits.batch, threads=threads, first=first)
     started = int(time.time())
