@@ -8,7 +8,7 @@ from prorank_jax.progress import tell
 from prorank_jax.scoring.shared import tight_width
 from prorank_jax.serving.batching import Predictor
 
-_QUERY = 64
+_QUERY = 32
 """Words of the longest query; few are longer."""
 
 
