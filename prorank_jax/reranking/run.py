@@ -8,13 +8,13 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.part import Part
 from prorank_jax.data.runs import Run, write_run
 from prorank_jax.evaluate import Evaluation, nothing
-from prorank_jax.evaluation.rerank import rerank_chunks, rerank_into
+from prorank_jax.evaluation.rerank import PairScorer, rerank_chunks, rerank_into
 from prorank_jax.reranker import Hit, Reranker
 from prorank_jax.reranking.stream import Ranking
 
 
 def rankings(
-    reranker: Reranker, collection: Collection, run: Run, instruction: str | None = None, top_k: int | None = None
+    reranker: PairScorer, collection: Collection, run: Run, instruction: str | None = None, top_k: int | None = None
 ) -> Iterator[Ranking]:
     """The candidates of each query, best first, equal scores by first-stage rank; a hit's index is that rank, from 0.
 

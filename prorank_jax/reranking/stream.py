@@ -23,7 +23,7 @@ from prorank_jax.reranking.requests import Request
 _READ_AHEAD = 16
 _CHUNK_PAIRS = 1024
 _CHUNK_CHARACTERS = 1 << 24
-_PATIENCE = 0.02
+_PATIENCE = 0.01
 """Seconds in which a live stream may give more to be scored together."""
 
 _END = object()
@@ -158,7 +158,8 @@ class _Reading:
 
     def together(self, instruction: str | None) -> Iterator[list[Request]]:
         """Chunks of requests that have this instruction, until another has not, or none comes in time."""
-        while True:
+        found: object = _END
+        while found is not None:
             chunk: list[Request] = []
             pairs = characters = 0
             until = None if self._patience is None else time.monotonic() + self._patience
