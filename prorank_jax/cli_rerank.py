@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -69,14 +69,12 @@ def rerank(
         raise InputError(
             '--format=trec: a run names its queries; give JSON lines of {"_id": ..., "query": ..., "documents": [...]}'
         )
-    _refuse(
-        {"--with-documents": with_documents and writes != JSONL, "--tag": tag and writes != TREC},
-        f"where {writes} is written",
-    )
-    if file is not None and documents is not None and file.exists() and Path(documents).exists():
-        if file.samefile(documents):
-            raise InputError(f"{file}: is the input as well; give another --out")
-    form = {TEXT: text_form, JSONL: json_form(with_documents), TREC: trec_form(tag or _TAG)}[writes]
+    unused = {"--with-documents": with_documents and writes != JSONL, "--tag": tag and writes != TREC}
+    _refuse(unused, f"where {writes} is written")
+    if file is not None:
+        _check_out(file, documents)
+    tag = _TAG if tag is None else tag
+    form = {TEXT: text_form, JSONL: json_form(with_documents), TREC: trec_form(tag)}[writes]
 
     def load() -> Reranker:
         return Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
@@ -91,7 +89,7 @@ def rerank(
         first_stage = "/dev/stdin" if documents == STDIN else str(documents)
         run = candidates(collection, first_stage, depth or _DEPTH)
         if file is not None and writes == TREC:
-            write_reranked(file, load(), collection, run, instruction, top_k, tag or _TAG)
+            write_reranked(file, load(), collection, run, instruction, top_k, tag)
             return
         found = rankings(load(), collection, run, instruction, top_k)
     else:
@@ -109,9 +107,16 @@ def rerank(
                 write(form(ranking))
 
 
-def _refuse(given: dict[str, object], where: str) -> None:
+def _refuse(given: Mapping[str, object], where: str) -> None:
     if unused := [option for option, value in given.items() if value]:
         raise InputError(f"{unused[0]}: has no meaning {where}; leave it out")
+
+
+def _check_out(file: Path, documents: str | None) -> None:
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder; give the path of a file")
+    if documents is not None and file.exists() and Path(documents).exists() and file.samefile(documents):
+        raise InputError(f"{file}: is the input as well; give another --out")
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -422,6 +422,7 @@ def test_a_query_that_was_given_before(prorank: Prorank, tmp_path: Path, tiny_mo
         (["a.txt", "--query", "q", "--with-documents"], "--with-documents: has no meaning where text is written"),
         (["a.jsonl", "--tag", "x"], "--tag: has no meaning where jsonl is written"),
         (["a.jsonl", "--format", "trec", "--tag", "x y"], "--tag='x y': is not one word"),
+        (["a.jsonl", "--format", "trec", "--tag", ""], "--tag='': is not one word"),
         (["a.jsonl", "--out", "gs://bucket/a.jsonl"], "--out=gs://bucket/a.jsonl: is written on this machine only"),
         (["run.trec", "--data", "no/such"], "'no/such': no such folder, zip or collection"),
     ],
@@ -435,6 +436,9 @@ def test_files_that_are_refused(
 ) -> None:
     assert refused("rerank", tiny_model, requests, "--out", requests) == (
         f"{requests}: is the input as well; give another --out"
+    )
+    assert refused("rerank", tiny_model, requests, "--out", tmp_path) == (
+        f"{tmp_path}: is a folder; give the path of a file"
     )
     (tmp_path / "file").write_text("")
     message = refused("rerank", tiny_model, requests, "--out", tmp_path / "file" / "a.jsonl")
