@@ -21,12 +21,14 @@ from prorank_jax.errors import InputError
 from prorank_jax.evaluate import METRICS_FILE, RUN_FILE
 from prorank_jax.evaluation.folder import read_json
 from prorank_jax.export import saved_parameters
+from prorank_jax.json_text import parse_json
 from prorank_jax.model.hf import Pretrained, load_pretrained
-from prorank_jax.run_folder import CHECKPOINTS, CONFIG_FILE, STAGES, SavedStep, checkpoints
+from prorank_jax.run_folder import BEGAN_FILE, CHECKPOINTS, CONFIG_FILE, STAGES, SavedStep, checkpoints
 from prorank_jax.run_lock import holder
 from prorank_jax.runtime.checkpoint import ASIDE
 from prorank_jax.runtime.metrics import FILE_NAME, read_metrics
-from prorank_jax.storage import Place, exists, fetched, folders
+from prorank_jax.scoring.record import SCORES, read_scores
+from prorank_jax.storage import Place, exists, fetched, folders, read_bytes
 from prorank_jax.warmup.stage import COMPLETIONS
 
 _DELETE = "may be deleted"
@@ -48,6 +50,8 @@ def examine(run: Place) -> list[Check]:
     checks = [Check(CONFIG_FILE, True, ", ".join(f"{name} of {stage.steps} steps" for name, stage in stages.items()))]
     if (by := holder(run)) is not None:
         checks.append(Check("lock", True, f"held by {by}", "what it is just writing looks unfinished here"))
+    if exists(run / BEGAN_FILE):
+        checks.append(_began(run / BEGAN_FILE))
     for name, stage in stages.items():
         checks += _stage(run, name, stage)
     return [*checks, *_export(run, config), *_evaluations(run)]
@@ -79,6 +83,23 @@ def _stage(run: Place, name: str, config: StageConfig) -> Iterator[Check]:
         names.append(COMPLETIONS)
     for file in names:
         yield _rows(folder / file, f"{name}/{file}", max(whole, default=0), config if file == FILE_NAME else None)
+    if exists(folder / SCORES):
+        yield _scores(folder / SCORES, f"{name}/{SCORES}")
+
+
+def _began(path: Place) -> Check:
+    try:
+        whole = isinstance(parse_json(read_bytes(path) or b""), dict)
+    except ValueError:
+        whole = False
+    told = "when and on what the run began" if whole else "is not a JSON object"
+    return Check(BEGAN_FILE, whole, told, "" if whole else f"{_DELETE}; prorank report then leaves out what it says")
+
+
+def _scores(path: Place, name: str) -> Check:
+    rows = read_scores(path)
+    told = f"{len(rows)} rows" if rows else "is not what a stage writes"
+    return Check(name, bool(rows), told, "" if rows else f"{_DELETE}; prorank report then has no scores of this stage")
 
 
 def _rows(path: Place, name: str, reached: int, config: StageConfig | None) -> Check:

@@ -61,8 +61,9 @@ def test_a_finished_run_is_sound(run: Path, prorank: Prorank) -> None:
     assert [line.split()[:2] for line in out.splitlines()] == [
         ["ok", name]
         for name in (
-            *("config.yaml", "warmup", "warmup/metrics.jsonl", "warmup/completions.jsonl"),
-            *("score", "score/metrics.jsonl", "export"),
+            *("config.yaml", "run.json"),
+            *("warmup", "warmup/metrics.jsonl", "warmup/completions.jsonl", "warmup/scores.jsonl"),
+            *("score", "score/metrics.jsonl", "score/scores.jsonl", "export"),
         )
     ]
     assert "warmup steps             2, 4 of 4, whole" in out
@@ -98,6 +99,8 @@ def test_every_step_damaged(copied: Path, findings: Findings) -> None:
         ("score/metrics.jsonl", '{"step": 1}\nnonsense\n{"step": 3}\n', "not a row of metrics: 'nonsense'"),
         ("score/metrics.jsonl", '{"step": 1}\n{"step": 2}\n{"step": 4}\n', "1 rows are missing, the first of step 3"),
         ("score/metrics.jsonl", '{"step": 2}\n{"step": 1}\n{"step": 3}\n{"step": 4}\n', "its steps do not ascend"),
+        ("run.json", "[]", "is not a JSON object"),
+        ("score/scores.jsonl", '{"at": "begin"', "is not what a stage writes"),
         ("export/config.json", "{", "not valid JSON"),
         ("export/prorank.json", "{}", "not what prorank export writes"),
         ("export/model.safetensors", "half", "not readable as safetensors"),
