@@ -48,6 +48,13 @@ CORE = [
 # The reference of tests and benchmarks, and of nothing else; one exact torch keeps their numbers still. The tests call
 # a method of TRL that is not of its interface, hence the upper bound.
 REFERENCE = ["sentence-transformers>=6.2.0", "torch==2.13.0", "trl>=1.16.0,<1.17"]
+# What docs/use_elsewhere.md shows the model in. Apart from the tests': they need more than our lower bounds.
+ELSEWHERE = [
+    "langchain-classic>=1.0.8",
+    "langchain-community>=0.4.2",
+    "langchain-core>=1.8.3",
+    "llama-index-core>=0.14.25",
+]
 GCS = ["gcsfs>=2026.4.0"]
 SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 TEST = [
@@ -93,7 +100,8 @@ setup(
         "test": TEST,
         "bench": REFERENCE,
         "serve": SERVE,
-        "dev": sorted(TEST),
+        "elsewhere": ELSEWHERE,
+        "dev": sorted([*TEST, *ELSEWHERE]),
     },
     entry_points={"console_scripts": ["prorank = prorank_jax.cli:main"]},
 )

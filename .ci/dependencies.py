@@ -1,6 +1,6 @@
 """What the package depends on: exact versions for CI, the lower ends of the bounds, and flaws that both must be above.
 
-lock          writes lock-X.Y.txt beside this file: what pip takes today for `.[test]` on the Python that runs this
+lock          writes lock-X.Y.txt beside this file: what pip takes today for `.[test,elsewhere]` on the Python that runs this
 lowest        prints constraints that hold each requirement in setup.py at its lower bound
 drift LOCK    fails where the Python that runs this has other versions installed than LOCK says
 known LOCK    fails where a version in LOCK, or a lower bound, has a flaw that advisories.txt names
@@ -76,8 +76,8 @@ def lock() -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        resolve = ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report), ".[test]"]
-        subprocess.run([sys.executable, "-m", "pip", *resolve], cwd=ROOT, check=True)
+        resolve = ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
+        subprocess.run([sys.executable, "-m", "pip", *resolve, ".[test,elsewhere]"], cwd=ROOT, check=True)
         found = [install["metadata"] for install in json.loads(report.read_text(encoding="utf-8"))["install"]]
     # A constraint without the local version, such as torch's `+cpu`, admits every build.
     versions = {normal(package["name"]): package["version"].partition("+")[0] for package in found}

@@ -79,7 +79,7 @@ def test_the_lock_fits_the_bounds():
     locked = dependencies.read_lock(LOCK)
     assert len(locked) > 100
     declared = dependencies.declared()
-    for requirement in map(Requirement, [*declared[""], *declared["test"]]):
+    for requirement in map(Requirement, [*declared[""], *declared["test"], *declared["elsewhere"]]):
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement}: {version} is locked; make the lock anew"
 

@@ -54,9 +54,7 @@ def run(library: str, folder: Path) -> list[dict[str, Any]]:
 def needed(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        pytest.skip(
-            f"{', '.join(missing)}: not installed; the snippets were run by hand, with the versions on the page"
-        )
+        pytest.skip(f"{', '.join(missing)}: not installed; run pip install -e '.[test,elsewhere]'")
 
 
 def test_every_snippet_has_its_test() -> None:
