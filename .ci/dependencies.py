@@ -1,6 +1,6 @@
 """What the package depends on: exact versions for CI, the lower ends of the bounds, and flaws that both must be above.
 
-lock          writes lock-X.Y.txt beside this file: what pip takes today for `.[test,elsewhere]` on the Python that runs this
+lock          writes lock-X.Y.txt beside this file: what pip takes today for all that CI installs, on this Python
 lowest        prints constraints that hold each requirement in setup.py at its lower bound
 drift LOCK    fails where the Python that runs this has other versions installed than LOCK says
 known LOCK    fails where a version in LOCK, or a lower bound, has a flaw that advisories.txt names

@@ -32,7 +32,7 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
     from prorank_jax.evaluate import nothing
     from prorank_jax.evaluation.rerank import CHUNK_TOKENS, rerank_into
     from prorank_jax.reranker import Reranker
-    from prorank_jax.scoring.shared import Unit, arrange
+    from prorank_jax.scoring.shared import Unit
 
     collection = open_collection(data, "test")
     run = candidates(collection, "bm25", depth)
@@ -56,11 +56,10 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
                 chunk = []
 
     def batches(pairs: list[tuple[str, str]]) -> list[Unit]:
-        prompt = reranker.prompt
-        return list(arrange(prompt.encode_parts(pairs), prompt.pad_id, reranker.mesh.size, reranker._tokens, None))
+        return list(reranker._arranged(reranker.prompt.encode_parts(pairs)))
 
     def scores(units: list[Unit]) -> None:
-        for _, made in reranker._dispatch(units):
+        for _, made in list(reranker._dispatched(units)):
             np.asarray(made)
 
     def in_turn(part: Run) -> float:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -31,16 +31,19 @@ from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.long_attention import kernel_for, scoring_kernel
-from prorank_jax.progress import progress
-from prorank_jax.prompt import KnownDocuments, Prompt, load_prompt
+from prorank_jax.progress import progress, tell
+from prorank_jax.prompt import KnownDocuments, Prompt, PromptParts, load_prompt
 from prorank_jax.runtime.compiled import keep_compiled
 from prorank_jax.runtime.memory import free_bytes
 from prorank_jax.runtime.mesh import largest, make_mesh, mesh_of, shardings
+from prorank_jax.scoring.shapes import every_shape
 from prorank_jax.scoring.shared import Scorer, Unit, arrange, least_tokens, make_scorer, tokens_for
 
 DEFAULT_MAX_LENGTH = 512
 _CHUNK = 1024
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
+_USUAL_QUERY = 32
+"""Tokens of a query, about; few are longer."""
 _one_at_a_time = threading.Lock()
 """Devices must get the work of several threads in one order, or they wait for one another."""
 
@@ -140,11 +143,6 @@ class Reranker:
         return self.prompt.max_length
 
     @property
-    def batch_tokens(self) -> int:
-        """Tokens that all devices compute together at most; more are computed one batch after the other."""
-        return self.mesh.size * self._tokens[1]
-
-    @property
     def dtype(self) -> str:
         """The compute dtype's name."""
         return self.decoder.dtype.name
@@ -198,37 +196,61 @@ class Reranker:
           InputError: as `predict`.
         """
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
-        known, tokens = KnownDocuments(), self._tokens
+        known = KnownDocuments()
 
         def units() -> Iterator[tuple[int, list[Unit]]]:
             for pairs in chunks:
-                parts = prompt.encode_parts(pairs, known)
-                yield len(pairs), list(arrange(parts, prompt.pad_id, self.mesh.size, tokens, batch_size))
+                yield len(pairs), list(self._arranged(prompt.encode_parts(pairs, known), batch_size))
 
         begun: tuple[int, list[tuple[list[int], Array]]] | None = None
         for count, prepared in ahead(units()):
             # Devices work on this chunk while the scores of the one before are used.
-            dispatched = self._dispatch(prepared)
+            dispatched = list(self._dispatched(prepared))
             if begun is not None:
                 yield _collected(*begun)
             begun = count, dispatched
         if begun is not None:
             yield _collected(*begun)
 
-    def _dispatch(self, units: Sequence[Unit]) -> list[tuple[list[int], Array]]:
-        """Starts the work; gives the places of prompts with their scores to come."""
+    def warm_up(self, pairs: int, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Compiles what `predict` needs for up to so many pairs at once, of any documents and of queries as people ask
+        them, so that no later call waits for the compiler.
+
+        Args:
+          stopping: whether to end early; is asked before each shape.
+        """
+        queries = [" a" * words for words in range(1, _USUAL_QUERY + 1)]
+        some = [parts for query in queries for parts in self.prompt.encode_parts([(query, "a"), (query, "")])]
+        # A document can have any length that there is room for, and none at all has just that.
+        lengths = [
+            (len(shared), range(len(own), self.max_length - len(shared) + 1 if shared else len(own) + 1))
+            for shared, own in some
+        ]
+        units = list(every_shape(lengths, pairs, self._arranged))
+        count = sum(len(unit.batches) for unit in units)
+        for number, (_, scores) in enumerate(self._dispatched(units), start=1):
+            if stopping():
+                return
+            scores.block_until_ready()
+            if number % 20 == 0 or number == count:
+                tell(f"warming up {number}/{count}")
+
+    def _arranged(self, prompts: Sequence[PromptParts], batch_size: int | None = None) -> Iterator[Unit]:
+        return arrange(prompts, self.prompt.pad_id, self.mesh.size, self._tokens, batch_size)
+
+    def _dispatched(self, units: Sequence[Unit]) -> Iterator[tuple[list[int], Array]]:
+        """Starts the work, batch by batch; gives the places of prompts with their scores to come."""
         scorer = _scorer(self.decoder, self.prompt.answer_ids, self.mesh)
         # Several CPU devices share threads, which wait for one another where several programs are under way.
         settle = jax.block_until_ready if _shares_threads(self.mesh) else lambda made: made
-        dispatched = []
         for unit in units:
             with _one_at_a_time:
                 begun = settle(scorer.begin(self.params, unit.prefix_QxP, unit.lengths_Q))
             for places, prefixes_B, *batch in unit.batches:
                 with _one_at_a_time:
                     before = settle(scorer.spread(begun, prefixes_B))
-                    dispatched.append((places, settle(scorer.score(self.params, before, *batch))))
-        return dispatched
+                    scores = settle(scorer.score(self.params, before, *batch))
+                yield places, scores
 
     @cached_property
     def digest(self) -> str:

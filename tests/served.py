@@ -29,7 +29,6 @@ class FakeReranker:
     """
 
     max_length = 64
-    batch_tokens = 1024
     seconds = 0.0
 
     def __init__(self) -> None:
@@ -51,6 +50,9 @@ class FakeReranker:
             [np.nan if document == "nan" else known_score(query, document, instruction) for query, document in pairs],
             np.float32,
         )
+
+    def warm_up(self, pairs: int, stopping: Callable[[], bool]) -> None:
+        self.predict([("warm", "up")] * pairs)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

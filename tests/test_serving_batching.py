@@ -5,17 +5,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from served import FakeReranker, eventually, known_score
 
 from prorank_jax.errors import InputError
-from prorank_jax.reranker import Reranker, _scorer
 from prorank_jax.serving.batching import Batcher, Busy, Stopping, Work, shared
 from prorank_jax.serving.limits import MIB, Limits
 from prorank_jax.serving.meters import Meters
-from prorank_jax.serving.warm_up import lengths, sizes, warm_up
 
 
 @pytest.fixture
@@ -159,29 +156,6 @@ def test_a_warm_up_that_fails_is_told_and_the_server_goes_on(
     assert scores(batcher.submit(pairs("q", 3), None)) == known("q", 3)
     batcher.stop()
     assert "warm-up failed" in caplog.text and "no memory for so large a batch" in caplog.text
-
-
-def test_sizes_and_lengths_of_a_warm_up() -> None:
-    assert (sizes(1), sizes(6), sizes(64)) == ([1], [1, 2, 4, 6], [1, 2, 4, 8, 16, 32, 64])
-    assert lengths(8) == [0, 1, 8, 16]
-    assert lengths(70) == [0, 1, 8, 16, 24, 32, 40, 48, 56, 64, 70, 80]
-
-
-def test_after_a_warm_up_nothing_is_compiled_for_texts_of_any_length() -> None:
-    reranker = Reranker.from_pretrained("builtin:tiny", max_length=96)
-    warm_up(reranker, reranker.max_length, 2, 1024, stopping=lambda: False)
-    compiled: Any = _scorer(reranker.decoder, reranker.prompt.answer_ids, reranker.mesh)
-
-    def programs() -> list[int]:
-        return [compiled.begin._cache_size(), compiled.score._cache_size()]
-
-    known = programs()
-    assert min(known) > 3
-    for words in range(96):
-        query = "a" + " a" * (words * 7 % 32)
-        reranker.predict([(query, "a " * words), (query + " b" * (words % 2), "a " * words)])
-        reranker.predict([(query, "a " * words)])
-    assert programs() == known
 
 
 @pytest.mark.parametrize(

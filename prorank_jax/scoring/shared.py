@@ -27,6 +27,8 @@ from prorank_jax.runtime.mesh import AXES, ROWS, WHOLE, on_devices, specs
 from prorank_jax.scoring.scores import answer_margin
 
 _NARROWEST = 16
+PREFIX_WIDTHS = 2
+"""Widths to an octave of what is shared. Fewer than of the rests, which are compiled for each of these."""
 BEHIND_ROWS = P(None, AXES)
 """How keys and values [layers, B, ...] lie that rows go on from: each on the device of its row."""
 
@@ -157,8 +159,7 @@ def arrange(
         places[prompt.shared].append(place)
     widths = defaultdict(list)
     for shared in places:
-        # Fewer of them: what is compiled for the rests is compiled for each of these widths.
-        widths[tight_width(len(shared), 2)].append(shared)
+        widths[tight_width(len(shared), PREFIX_WIDTHS)].append(shared)
     for width, all_shared in sorted(widths.items()):
         together = _power_of_two(max(tokens[1] // width, 1))
         for start in range(0, len(all_shared), together):

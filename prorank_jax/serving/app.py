@@ -35,7 +35,6 @@ from prorank_jax.serving.shapes import (
     TextResult,
     TextsRequest,
 )
-from prorank_jax.serving.warm_up import warm_up
 
 
 class Served(Predictor, Protocol):
@@ -44,8 +43,7 @@ class Served(Predictor, Protocol):
     @property
     def max_length(self) -> int: ...
 
-    @property
-    def batch_tokens(self) -> int: ...
+    def warm_up(self, pairs: int, stopping: Callable[[], bool]) -> None: ...
 
 
 class ClientLeft(Exception):
@@ -74,7 +72,7 @@ def make_app(
 
     def first(stopping: Callable[[], bool]) -> None:
         if warm:
-            warm_up(reranker, reranker.max_length, limits.batch, reranker.batch_tokens, stopping)
+            reranker.warm_up(limits.batch, stopping)
 
     batcher = Batcher(reranker, meters, queue=limits.queue, batch=limits.batch, threads=threads, first=first)
     started = int(time.time())
