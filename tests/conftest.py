@@ -87,7 +87,10 @@ def _forget_programs() -> Iterator[None]:
 def fast_compilation() -> Iterator[None]:
     """For modules of many small programs, each run once or twice: compiling them is what takes the time."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # Of processes that tests start, too.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 

@@ -26,6 +26,8 @@ from prorank_jax.model.hf import Pretrained, load_pretrained
 from prorank_jax.prompt import Prompt, build_prompt, load_tokenizer
 from prorank_jax.reranker import Reranker
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 QUERIES = [
     "",
     "Which place in Rose Wold serves fish and is full of peace?",
@@ -66,6 +68,8 @@ DOCUMENTS = [
     "x" * 900 + "?\n",
 ]
 PAIRS = list(itertools.product(QUERIES, DOCUMENTS))
+SOME = PAIRS[::13]
+"""Each query and each document, once or twice."""
 
 
 def changed(pretrained: Pretrained) -> dict:
@@ -91,16 +95,21 @@ def classifier(model: Path, folder: Path) -> Reranker:
     return Reranker(Decoder(pretrained.config), params, prompt)
 
 
+def scores(reranker: Reranker, instruction: str | None = None, pairs: list[tuple[str, str]] = PAIRS) -> np.ndarray:
+    """Of pairs in batches of one size for each length: few programs to compile."""
+    return reranker.predict(pairs, instruction=instruction, batch_size=1)
+
+
 def causal_scores(folder: Path, prompt: Prompt) -> np.ndarray:
     """z1 - z0 of the last position of each prompt, one at a time, by torch."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert model.dtype == torch.float32
-    scores = []
+    found = []
     with torch.no_grad():
         for ids in prompt.encode_batch(PAIRS):
-            z0, z1 = model(input_ids=torch.tensor([ids])).logits[0, -1, list(prompt.answer_ids)]
-            scores.append(float(z1 - z0))
-    return np.array(scores)
+            z0, z1 = model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1, list(prompt.answer_ids)]
+            found.append(float(z1 - z0))
+    return np.array(found)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -113,7 +122,7 @@ def exported(
 
 def test_scores_in_transformers(exported: tuple[Path, Reranker]) -> None:
     folder, reranker = exported
-    ours = reranker.predict(PAIRS)
+    ours = scores(reranker)
     assert len(PAIRS) == 300
     lengths = [len(ids) for ids in reranker.prompt.encode_batch(PAIRS)]
     assert max(lengths) == reranker.max_length
@@ -127,7 +136,7 @@ def test_scores_in_sentence_transformers(exported: tuple[Path, Reranker]) -> Non
     model = CrossEncoder(str(folder), device="cpu")
     theirs = model.predict(PAIRS, batch_size=8)
     # A sigmoid or the two answers swapped would be far off.
-    np.testing.assert_allclose(theirs, reranker.predict(PAIRS), atol=1e-4)
+    np.testing.assert_allclose(theirs, scores(reranker), atol=1e-4)
     hits = model.rank(QUERIES[0], DOCUMENTS)
     assert [hit["corpus_id"] for hit in hits] == [hit.index for hit in reranker.rank(QUERIES[0], DOCUMENTS)]
 
@@ -135,8 +144,8 @@ def test_scores_in_sentence_transformers(exported: tuple[Path, Reranker]) -> Non
 @pytest.mark.parametrize("instruction", ["Does the document refute the query?", "Zwei\nZeilen: 検索", "So?\n"])
 def test_scores_with_an_instruction(exported: tuple[Path, Reranker], instruction: str) -> None:
     folder, reranker = exported
-    ours = reranker.predict(PAIRS, instruction=instruction)
-    assert np.abs(ours - reranker.predict(PAIRS)).max() > 0.01
+    ours = scores(reranker, instruction)
+    assert np.abs(ours - scores(reranker)).max() > 0.01
     theirs = CrossEncoder(str(folder), device="cpu").predict(PAIRS, batch_size=8, prompt=instruction)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
@@ -145,11 +154,11 @@ def test_scores_with_an_instruction(exported: tuple[Path, Reranker], instruction
 def test_scores_of_a_classifier(tiny_model: Path, untied_model: Path, tmp_path: Path, tied: bool) -> None:
     folder = tmp_path / "classifier"
     reranker = classifier(tiny_model if tied else untied_model, folder)
-    ours = reranker.predict(PAIRS)
+    ours = scores(reranker)
     model = CrossEncoder(str(folder), device="cpu")
     assert type(model[0].auto_model).__name__ == "Qwen2ForSequenceClassification"
     np.testing.assert_allclose(model.predict(PAIRS, batch_size=8), ours, atol=1e-4)
-    told = reranker.predict(PAIRS, instruction="Judge.")
+    told = scores(reranker, "Judge.")
     np.testing.assert_allclose(model.predict(PAIRS, batch_size=8, prompt="Judge."), told, atol=1e-4)
     hf_config = json.loads((folder / "config.json").read_text())
     assert hf_config["architectures"] == ["Qwen2ForSequenceClassification"]
@@ -167,11 +176,11 @@ def test_a_classifier_of_each_family(tiny_model: Path, tmp_path: Path, family: s
     window: dict[str, Any] = {"sliding_window": 64} if family.startswith("gemma") else {}
     write_model(base, family, vocab_size=700, **window, **caps)
     reranker = classifier(base, tmp_path / "classifier")
-    ours = reranker.predict(PAIRS[::7])
+    ours = scores(reranker, pairs=SOME)
     assert ours.std() > 0.1
     attention = {"attn_implementation": "eager"}  # the only one with Gemma 2's soft caps
     model = CrossEncoder(str(tmp_path / "classifier"), device="cpu", model_kwargs=attention)
-    np.testing.assert_allclose(model.predict(PAIRS[::7], batch_size=8), ours, atol=1e-4)
+    np.testing.assert_allclose(model.predict(SOME, batch_size=8), ours, atol=1e-4)
 
 
 def test_a_classifier_that_would_rank_otherwise_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -217,7 +226,7 @@ def test_comes_back_bit_for_bit(exported: tuple[Path, Reranker]) -> None:
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=str(path))
     # On one device, as the other: batches are as large as there are devices.
     back = dataclasses.replace(back, params=jax.device_put(back.params, jax.devices()[0]))
-    np.testing.assert_array_equal(back.predict(PAIRS), reranker.predict(PAIRS))
+    np.testing.assert_array_equal(scores(back, pairs=SOME), scores(reranker, pairs=SOME))
 
 
 def test_an_export_of_an_export_is_the_same_folder(exported: tuple[Path, Reranker], tmp_path: Path) -> None:
@@ -288,7 +297,7 @@ def test_scores_with_the_tokenizer_of_qwen(shared: Path, tiny_model: Path, tmp_p
     tensors["model.embed_tokens.weight"] = rng.normal(0.0, 0.3, (151_936, 32)).astype(np.float32)
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     reranker = export(model, tmp_path / "export")
-    ours = reranker.predict(PAIRS)
+    ours = scores(reranker)
     assert ours.std() > 0.1
     np.testing.assert_allclose(causal_scores(tmp_path / "export", reranker.prompt), ours, atol=1e-4)
     np.testing.assert_allclose(CrossEncoder(str(tmp_path / "export"), device="cpu").predict(PAIRS), ours, atol=1e-4)
@@ -303,5 +312,5 @@ def test_another_wording_is_exported_with_the_model(tiny_model: Path, tmp_path: 
     export_model(tmp_path / "export", pretrained, pretrained.params, prompt, Record("base"))
     back = Reranker.from_pretrained(tmp_path / "export")
     assert back.prompt == prompt
-    ours = back.predict(PAIRS)
-    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "export"), device="cpu").predict(PAIRS), ours, atol=1e-4)
+    ours = scores(back, pairs=SOME)
+    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "export"), device="cpu").predict(SOME), ours, atol=1e-4)

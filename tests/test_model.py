@@ -14,6 +14,8 @@ from prorank_jax.model.attention import Rope, causal_mask
 from prorank_jax.model.decoder import Block, Decoder, DecoderConfig, KeyValues, Params
 from prorank_jax.model.hf import load_pretrained
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 PLAIN = small_config(97, tied=True)
 GEMMA = replace(
     PLAIN,

@@ -29,6 +29,8 @@ from prorank_jax.scoring.record import SCORES, read_scores
 from prorank_jax.storage import Place
 from prorank_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 PRORANK = Path(sys.executable).with_name("prorank")
 
 

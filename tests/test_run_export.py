@@ -31,6 +31,8 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.train import Trained, train
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 PAIRS = [("Which place serves fish?", "It serves fish."), ("Which is cheap?", "It costs a fortune."), ("", "")]
 
 
