@@ -214,13 +214,14 @@ class Reranker:
 
     def warm_up(self, pairs: int, stopping: Callable[[], bool] = lambda: False) -> None:
         """Compiles what `predict` needs for up to so many pairs at once, of any documents and of queries as people ask
-        them, so that no later call waits for the compiler.
+        them, so that later calls of such pairs do not wait for the compiler.
 
         Args:
-          stopping: whether to end early; is asked before each shape.
+          pairs: of any number of queries.
+          stopping: whether to end early; is asked after each batch.
         """
         queries = [" a" * words for words in range(1, _USUAL_QUERY + 1)]
-        some = [parts for query in queries for parts in self.prompt.encode_parts([(query, "a"), (query, "")])]
+        some = self.prompt.encode_parts([(query, document) for query in queries for document in ("a", "")])
         # A document can have any length that there is room for, and none at all has just that.
         lengths = [
             (len(shared), range(len(own), self.max_length - len(shared) + 1 if shared else len(own) + 1))

@@ -75,8 +75,8 @@ def test_scores_are_those_of_each_pair_alone_in_the_order_given(tiny_model: Path
 def texts_of_all_lengths() -> list[tuple[str, str]]:
     """Several documents for each of several queries, empty ones among them, in no order."""
     words = " ".join(documents(9))
-    queries = [QUERY, "", words[:150], words]
-    pairs = [(query, document) for query in queries for document in (*documents(4), "", words, "It serves fish.")]
+    queries = [QUERY, "", "warm?", words[:150], words]
+    pairs = [(query, document) for query in queries for document in (*documents(7), "", words, "It serves fish.")]
     return [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
 
 
