@@ -55,7 +55,7 @@ ELSEWHERE = [
     "langchain-core>=1.8.3",
     "llama-index-core>=0.14.25",
 ]
-GCS = ["gcsfs>=2026.4.0"]
+GCS = ["gcsfs>=2026.4.0", "google-cloud-storage>=3.9.0"]
 SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 TEST = [
     *REFERENCE,

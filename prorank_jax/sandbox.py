@@ -1,7 +1,7 @@
 """Rendering templates in a process that may not take much: templates come with models, from anybody.
 
-The process is started for the first template and ends with this one. What does not answer in time is ended, and the
-next template gets a new one.
+The process is started for the first template and ends with this one. Where it ends, or does not answer, the next
+template gets a new one.
 """
 
 import atexit
@@ -19,7 +19,9 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 SECONDS = 5.0
-"""For one template; they take a thousandth."""
+"""Of a processor, for one template; they take a thousandth."""
+WAIT_SECONDS = 60.0
+"""For the start of the process, and for an answer: nothing is known of a template that a busy machine keeps waiting."""
 TEMPLATE_CHARACTERS = 1 << 20
 _BLOCK = 1 << 16
 
@@ -34,45 +36,49 @@ class _Renderer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of `rendering.answer`."""
-        line = json.dumps(asked).encode() + b"\n"
+        """The answer of `rendering.answer`; raises TemplateError where there is none."""
+        line = json.dumps({**asked, "seconds": SECONDS}).encode() + b"\n"
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self.end()
-                self._process = self._start()
-            process = self._process
             try:
-                answered = self._exchange(process, line)
-            except (OSError, EOFError):
-                answered = None
+                process = self._ready()
+                try:
+                    answered = self._exchange(process, line)
+                except (OSError, EOFError):
+                    raise TemplateError(f"it takes more than {SECONDS:g} s, or more memory than it may") from None
             except BaseException:
                 # An answer that nobody waits for any longer must not be taken for the next one.
                 self.end()
                 raise
-            if answered is None:
-                self.end()
-                return {"error": f"it takes more than {SECONDS:g} s, or more memory than it may"}
         told: dict[str, Any] = json.loads(answered)
         return told
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _ready(self) -> "subprocess.Popen[bytes]":
+        """The process, once it can render."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.end()
         # -P: the package's own modules must not stand before those of the standard library.
         command = [sys.executable, "-P", str(_PROGRAM)]
-        return subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        try:
+            self._exchange(process, b"")
+        except EOFError:
+            raise _not_rendered(f"ends at its start (exit status {process.wait()})") from None
+        return process
 
-    def _exchange(self, process: "subprocess.Popen[bytes]", line: bytes) -> bytes | None:
-        """The line that answers a line; None where it does not come in time."""
+    def _exchange(self, process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
+        """The line that answers a line; raises EOFError or OSError where the process ends."""
         assert process.stdin is not None and process.stdout is not None
         rest = memoryview(line)
         while rest:
             rest = rest[process.stdin.write(rest) :]
-        end, answered = time.monotonic() + SECONDS, bytearray()
+        end, answered = time.monotonic() + WAIT_SECONDS, bytearray()
         while not answered.endswith(b"\n"):
             ready, _, _ = select.select([process.stdout], [], [], max(end - time.monotonic(), 0.0))
             if not ready:
-                return None
+                raise _not_rendered(f"does not answer within {WAIT_SECONDS:g} s")
             block = os.read(process.stdout.fileno(), _BLOCK)
             if not block:
                 raise EOFError
@@ -96,6 +102,10 @@ class _Renderer:
                     pipe.close()
             # It is no child of this process, which need not wait for it.
             process.returncode = 0
+
+
+def _not_rendered(why: str) -> TemplateError:
+    return TemplateError(f"it was not rendered: the process for that {why}; is the machine too busy, or out of memory?")
 
 
 _RENDERER = _Renderer()

@@ -8,7 +8,7 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import md5
@@ -58,7 +58,11 @@ class FakeGcs(ThreadingHTTPServer):
         """Whether uploads are refused."""
         self.requests: list[str] = []
         """`METHOD path` of each request."""
-        self.uploads: dict[str, tuple[str, str, bytearray]] = {}
+        self.uploads: dict[str, tuple[str, str, bytearray, dict[str, str]]] = {}
+        self.before: Callable[[str, str], None] = lambda method, path: None
+        """Called before a request is carried out: what waits in it makes the request late."""
+        self.after: Callable[[str, str], None] = lambda method, path: None
+        """The same before it is answered; what it raises loses the answer."""
         self.lock = threading.RLock()
         self._generation = 0
 
@@ -134,7 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self._body()
         self.server.requests.append(f"{self.command} {self.path}")
+        self.server.before(self.command, self.path)
         status, headers, content = self._answer(self.command, self.path, dict(self.headers.items()), body)
+        self.server.after(self.command, self.path)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -228,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _rewrite(self, asked: "Request") -> "Answer":
         bucket, name, other, copy = asked.names
+        if refused := self._unmet(self.server.objects[other].get(copy), asked.query):
+            return refused
         self.server.put(other, copy, self.server.objects[bucket][name].content)
         return of_json({"kind": "storage#rewriteResponse", "done": True, "resource": self._resource(other, copy)})
 
@@ -242,20 +250,23 @@ class _Handler(BaseHTTPRequestHandler):
             body = _payload(content)
         if kind == "resumable":
             name = name or json.loads(body)["name"]
-            number = str(len(self.server.uploads))
-            self.server.uploads[number] = (bucket, name, bytearray())
-            return 200, {"Location": f"{self.server.url}/resume/{number}"}, b""
         if refused := self._unmet(self.server.objects[bucket].get(name), query):
             return refused
+        if kind == "resumable":
+            number = str(len(self.server.uploads))
+            self.server.uploads[number] = (bucket, name, bytearray(), query)
+            return 200, {"Location": f"{self.server.url}/resume/{number}"}, b""
         self.server.put(bucket, name, body)
         return of_json(self._resource(bucket, name))
 
     def _resume(self, asked: "Request") -> "Answer":
-        bucket, name, content = self.server.uploads[asked.names[0]]
+        bucket, name, content, query = self.server.uploads[asked.names[0]]
         content += asked.body
         told = re.fullmatch(r"bytes (?:\*|\d+-\d+)/(\*|\d+)", asked.headers.get("Content-Range", ""))
         if told is None or told[1] == "*" or int(told[1]) > len(content):
             return 308, {"Range": f"bytes=0-{len(content) - 1}"} if content else {}, b""
+        if refused := self._unmet(self.server.objects[bucket].get(name), query):
+            return refused
         self.server.put(bucket, name, bytes(content))
         return of_json(self._resource(bucket, name))
 

@@ -1,6 +1,7 @@
 """A run whose model, data, configuration and folder lie in a bucket: the same result as on this machine."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fake_gcs import FakeGcs
 from test_processes import EndsAfter, farthest
 from test_train import content, rows
 
+from prorank_jax import lease
 from prorank_jax.config_file import parse_config
 from prorank_jax.errors import Preempted
 from prorank_jax.runtime.preemption import Preemption
@@ -172,6 +174,32 @@ def test_what_a_bucket_refuses_is_told_before_any_training(
     told = refused("train", config, "--workdir", f"gs://{bucket}/run", f"data.path=gs://{bucket}/none")
     assert told.startswith(f"gs://{bucket}/none: no such file or folder in the bucket; ")
     assert not cloud.names(bucket, "run/")
+
+
+def test_a_run_whose_lock_is_taken_over_writes_nothing_more(
+    cloud: FakeGcs, bucket: str, away: dict[str, Any], tmp_path: Path, prorank: Prorank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("RENEWED_SECONDS", 0.1), ("HELD_SECONDS", 0.5)):
+        monkeypatch.setattr(lease, name, seconds)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(away | {"score": None}))
+    seen: list[str] = []
+
+    def take_over(method: str, path: str) -> None:
+        # While the first row of metrics is copied, another process finds that the lock has not been renewed for long.
+        if method == "POST" and "/upload/" in path and "run/warmup/metrics.jsonl" in cloud.names(bucket) and not seen:
+            cloud.put(bucket, "run/lock", b"process 8 on other\n")
+            time.sleep(1)
+            seen.extend(cloud.names(bucket))
+
+    monkeypatch.setattr(cloud, "before", take_over)
+    status, out, err = prorank("train", config, "--workdir", f"gs://{bucket}/run")
+    assert (status, out) == (75, "")
+    assert "its lock was lost (process 8 on other took it over); nothing more is written to it; start" in err
+    # The request that was under way was carried out, and none after it.
+    assert len(set(cloud.names(bucket)) - set(seen)) <= 1
+    assert cloud.objects[bucket]["run/lock"].content == b"process 8 on other\n"
+    assert not cloud.names(bucket, "run/export/")
 
 
 def test_a_folder_in_a_bucket_that_is_something_else_is_not_replaced(

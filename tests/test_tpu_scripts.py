@@ -1,93 +1,18 @@
 """The launch scripts against a stand-in for gcloud, which notes what it is asked and runs what workers are told."""
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_gcloud import NAMES, SCRIPTS, Cloud, serving
 
-SCRIPTS = Path(__file__).parents[1] / "tpu_scripts"
-FAKE = Path(__file__).parent / "fake_gcloud.py"
-NAMES = {"TPU_NAME": "my-tpu", "PROJECT": "my project", "ZONE": "us-west4-a", "ACCELERATOR_TYPE": "v5litepod-8"}
 WHERE = ["--project=my project", "--zone=us-west4-a"]
 
-# tmux runs the session at once; what a run comes to is the next line of the script of the world.
-TMUX = """\
-#!/usr/bin/env bash
-[[ $1 == new-session ]] || exit 1
-bash -c "${@: -1}"
-"""
-PRORANK = f"""\
-#!{sys.executable}
-import json, os, sys
-from pathlib import Path
-cloud, home = Path(os.environ["FAKE_CLOUD"]), Path.home()
-with (home / "argv.jsonl").open("a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
-if sys.argv[1] == "--help":
-    sys.exit(0)
-print("training", home.name)
-script = json.loads((cloud / "script.json").read_text())
-end = script["runs"][0]
-if home.name == "worker1":
-    script["runs"].pop(0)
-    (cloud / "script.json").write_text(json.dumps(script))
-    if end == "gone":
-        (cloud / "state").write_text("SUSPENDED")
-sys.exit(0 if end == "gone" else end)
-"""
 
-
-MAKES_ENVIRONMENT = """\
-#!/bin/sh
-[ "$*" = "-m uv venv --quiet --python 3.12 .venv" ] || exit 0
-mkdir -p .venv/bin
-ln -s /bin/true .venv/bin/python
-ln -s "$FAKE_CLOUD/bin/prorank" .venv/bin/prorank
-"""
-
-
-class Cloud:
-    """A world of its own for one test."""
-
-    def __init__(self, folder: Path, **script: Any):
-        self.folder = folder
-        (folder / "bin").mkdir(parents=True)
-        for name, text in {"tmux": TMUX, "prorank": PRORANK}.items():
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
-        (folder / "path").mkdir()
-        (folder / "path" / "gcloud").symlink_to(FAKE)
-        (folder / "script.json").write_text(json.dumps({"create": ["ACTIVE"], "runs": []} | script))
-
-    def __call__(self, script: str, *words: str, **names: str) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | NAMES | {"WAIT_UNIT": "0.0001", "FAKE_CLOUD": str(self.folder)} | names
-        environment |= {"PATH": f"{self.folder / 'path'}:{os.environ['PATH']}", "TPU_ENV": "/nowhere"}
-        command = [str(SCRIPTS / script), *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-
-    @property
-    def calls(self) -> list[list[str]]:
-        path = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def active(self) -> "Cloud":
-        """With a TPU that was created and set up."""
-        for worker in ("worker0", "worker1"):
-            (self.folder / worker / "prorank_jax").mkdir(parents=True)
-        (self.folder / "state").write_text("ACTIVE")
-        return self
-
-    def received(self, worker: int) -> list[list[str]]:
-        lines = (self.folder / f"worker{worker}" / "argv.jsonl").read_text().splitlines()
-        return [words for line in lines if (words := json.loads(line)) != ["--help"]]
-
-
-def verbs(calls: list[list[str]]) -> list[str]:
-    return [" ".join(call[2:4]) if call[0] == "compute" else " ".join(call[:2]) for call in calls]
+@pytest.fixture(scope="module", autouse=True)
+def google() -> Iterator[None]:
+    with serving():
+        yield
 
 
 def test_a_request_is_made_and_waited_for(tmp_path: Path) -> None:
@@ -140,18 +65,13 @@ def test_the_checkout_goes_to_all_workers(tmp_path: Path) -> None:
     assert copy.endswith("prorank_jax.tar.gz my-tpu: --worker=all --project=my\\ project --zone=us-west4-a \n")
     assert "--worker=all" in install and "uv" in install and "tpu" in install
     # What the workers unpack is what is committed; what would be fetched from outside is left out here.
-    pip = tmp_path / "bin" / "python3"
-    pip.write_text("#!/bin/sh\nexit 0\n")
-    pip.chmod(0o755)
     for worker in ("worker0", "worker1"):
-        ready = tmp_path / worker / "prorank_jax" / ".venv" / "bin"
-        ready.mkdir(parents=True)
-        for name in ("python", "prorank"):
-            (ready / name).symlink_to("/bin/true")
+        (tmp_path / worker / "prorank_jax" / ".set_up").unlink()
     done = cloud("setup.sh")
     assert (done.returncode, done.stderr) == (0, "")
     for worker in ("worker0", "worker1"):
         assert (tmp_path / worker / "prorank_jax" / "setup.py").is_file()
+        assert (tmp_path / worker / "prorank_jax" / ".set_up").is_file()
 
 
 HARD = ["train", "my config.yaml", "--workdir", 'gs://b/it\'s "here"', "prompt.instruction=a $HOME `ls` \\n *", "", "é"]
@@ -171,7 +91,7 @@ def test_arguments_arrive_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_run_that_is_going_is_not_started_again(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path).active()
-    (tmp_path / "bin" / "tmux").write_text("#!/bin/sh\n[ $1 = has-session ]\n")
+    cloud.program("bin", "tmux", "#!/bin/sh\n[ $1 = has-session ]\n")
     done = cloud("run.sh", "nq", "--", "prorank", "train")
     assert (done.returncode, done.stderr) == (4, "run.sh: nq is still going; see logs.sh nq\n")
 
@@ -179,24 +99,20 @@ def test_a_run_that_is_going_is_not_started_again(tmp_path: Path) -> None:
 def test_a_run_is_seen_through_two_preemptions(tmp_path: Path) -> None:
     # Preempted with a checkpoint; then the TPU itself is taken away; then it ends well.
     cloud = Cloud(tmp_path, runs=[75, "gone", 0], create=["PROVISIONING", "ACTIVE"])
-    ready = tmp_path / "bin" / "python3"
-    ready.write_text(MAKES_ENVIRONMENT)
-    ready.chmod(0o755)
     done = cloud("babysit.sh", "nq", "--", "prorank", *HARD)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith("babysit: ")]
     assert told == [
-        "babysit: my-tpu is not there; making a new one",
         "babysit: nq ended (75 75 ); try 1 of 20 in 30 s",
-        "babysit: nq ended (no answer); try 2 of 20 in 60 s",
-        "babysit: my-tpu is not there; making a new one",
+        "babysit: my-tpu is SUSPENDING, and its workers do not answer; nothing is changed",
+        "babysit: my-tpu was SUSPENDED, and is made anew; try 2 of 20 in 60 s",
         "babysit: nq is done",
     ]
     # On the new TPU the same command goes on, with the same words.
     assert cloud.received(0) == [HARD]
-    made = [verb for verb in verbs(cloud.calls) if verb.endswith(("create", "delete", "scp"))]
+    made = [verb for verb in cloud.verbs if verb.endswith(("create", "delete", "scp"))]
     assert made == [
-        *("queued-resources delete", "queued-resources create", "tpu-vm scp"),
+        *("queued-resources create", "tpu-vm scp"),
         *("queued-resources delete", "queued-resources create", "tpu-vm scp"),
     ]
 
@@ -213,7 +129,7 @@ def test_a_run_is_seen_through_two_preemptions(tmp_path: Path) -> None:
     assert cloud.calls[-1] == [
         *("compute", "tpus", "queued-resources", "delete", "my-tpu", "--force", "--quiet", *WHERE)
     ]
-    assert not (tmp_path / "state").exists()
+    assert cloud.request is None
 
 
 def test_refused_input_is_not_tried_again_and_tries_are_bounded(tmp_path: Path) -> None:

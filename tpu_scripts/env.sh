@@ -7,7 +7,7 @@
 #   ACCELERATOR_TYPE  v4-8, v5litepod-8, v5p-8, v6e-8, ...
 #   SPOT              1: cheaper, and taken away at any time; 0: on demand (default: 1)
 #   RUNTIME_VERSION   the image (default: by generation)
-#   WAIT_UNIT         seconds of one unit of waiting (default: 1; tests wait less)
+#   WAIT_UNIT         seconds of one unit of waiting (default: 1; 0: none, as in tests)
 set -euo pipefail
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ -f ${TPU_ENV:-$SCRIPTS/tpu.env} ]]; then
@@ -57,4 +57,4 @@ tpu() {
 # on WORKER COMMAND: a command line for the shell of a worker, or of all.
 on() { tpu tpu-vm ssh "$TPU_NAME" --worker="$1" --command="$2"; }
 
-wait_for() { sleep "$(awk "BEGIN {print $1 * $WAIT_UNIT}")"; }
+wait_for() { [[ $WAIT_UNIT == 0 ]] || sleep "$(awk "BEGIN {print $1 * $WAIT_UNIT}")"; }

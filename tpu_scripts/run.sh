@@ -2,8 +2,9 @@
 # Usage: run.sh [--dry-run] RUN -- COMMAND [ARGUMENT ...]
 #
 # Starts a command on all workers of the TPU, each in a tmux session called RUN, and returns. What it
-# prints is added to ~/runs/RUN/log on each worker, and its exit status stands in ~/runs/RUN/status
-# once it has ended. Where RUN is still going nothing is started (status 4). Example:
+# prints is added to ~/runs/RUN/log on each worker, and its exit status is in ~/runs/RUN/status once it
+# has ended. Nothing is started where RUN is still going (status 4), nor where that cannot be found out
+# because a worker does not answer (3). Example:
 #
 #   run.sh nq -- prorank train configs/qwen2.5-0.5b.yaml --workdir gs://bucket/nq seed=1
 # shellcheck source=tpu_scripts/env.sh
@@ -18,8 +19,10 @@ command=$(printf '%q ' "$@")
 inside="cd ~/prorank_jax; export PATH=\"\$PWD/.venv/bin:\$PATH\"
 $command >>~/runs/$run/log 2>&1
 echo \$? >~/runs/$run/status"
-if ! ((DRY_RUN)) && [[ $(on all "tmux has-session -t =$run 2>/dev/null && echo going || true") == *going* ]]; then
-  echo "run.sh: $run is still going; see logs.sh $run" >&2
-  exit 4
+if ! ((DRY_RUN)); then
+  reached=1
+  found=$(on all "if tmux has-session -t =$run 2>/dev/null; then echo going; fi") || reached=0
+  [[ $found != *going* ]] || { echo "run.sh: $run is still going; see logs.sh $run" >&2 && exit 4; }
+  ((reached)) || { echo "run.sh: not all workers of $TPU_NAME can be reached; nothing is started" >&2 && exit 3; }
 fi
 on all "mkdir -p ~/runs/$run; rm -f ~/runs/$run/status; tmux new-session -d -s $run $(printf '%q' "$inside")"
