@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -112,6 +113,83 @@ def test_texts_are_scored_in_the_form_of_vllm(client: httpx.Client, path: str) -
     assert (answer["object"], answer["model"]) == ("list", "fake") and answer["created"] > 1.7e9
     [one] = client.post(path, json={"text_1": "q", "text_2": "a", "raw_scores": True}).json()["data"]
     assert one["score"] == float(known_score("q", "a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("ragflow-xinference", "/v1/rerank"), ("nulls", "/v1/rerank"), ("tei-nulls", "/rerank")]
+)
+def test_values_as_clients_write_them(client: httpx.Client, shared: Path, name: str, path: str) -> None:
+    asked = json.loads((shared / f"trials/05-server-strict-values/{name}.json").read_text())
+    response = client.post(path, json=asked)
+    assert response.status_code == 200, response.text
+    texts = asked.get("documents") or asked["texts"]
+    results = response.json() if "texts" in asked else response.json()["results"]
+    score = "score" if "texts" in asked else "relevance_score"
+    assert {one["index"]: one[score] for one in results} == {
+        index: sigmoid(known_score(asked["query"], text)) for index, text in enumerate(texts)
+    }
+    given = [one["document"]["text"] for one in results if "document" in one]
+    assert given == ([texts[one["index"]] for one in results] if name == "ragflow-xinference" else [])
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+@pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("True", "False"), (" TRUE ", "FALSE"), (True, None)])
+def test_booleans_and_whole_numbers_in_text(client: httpx.Client, path: str, yes: Any, no: Any) -> None:
+    asked: dict[str, Any] = {"query": "q", "documents": ["a", "b", "c"]}
+    scores = [known_score("q", text) for text in "abc"]
+    first = max(range(3), key=lambda index: scores[index])
+    for top_n in ("1", "01", " 1\n", 1.0):
+        whole = {**asked, "raw_scores": yes, "return_documents": yes, "top_n": top_n}
+        [result] = client.post(path, json=whole).json()["results"]
+        expected = {"index": first, "relevance_score": float(scores[first]), "document": {"text": "abc"[first]}}
+        assert result == expected
+    other = {**asked, "raw_scores": no, "return_documents": no, "top_n": "3", "instruction": None, "model": None}
+    results = client.post(path, json=other).json()["results"]
+    assert len(results) == 3 and results[0] == {"index": first, "relevance_score": sigmoid(scores[first])}
+
+
+def test_booleans_in_text_in_the_forms_of_tei_and_vllm(client: httpx.Client) -> None:
+    asked = {"query": "q", "texts": ["a"], "documents": None, "raw_scores": "true", "return_text": "True"}
+    for truncate in ("true", True, None):
+        answer = client.post("/rerank", json={**asked, "truncate": truncate, "truncation_direction": None}).json()
+        assert answer == [{"index": 0, "score": float(known_score("q", "a")), "text": "a"}]
+    both = {"query": "q", "texts": None, "documents": ["a"], "raw_scores": "true"}
+    [result] = client.post("/rerank", json=both).json()["results"]
+    assert result["relevance_score"] == float(known_score("q", "a"))
+    for raw, score in (("true", float), ("false", sigmoid), (None, sigmoid)):
+        [one] = client.post("/score", json={"text_1": "q", "text_2": "a", "raw_scores": raw}).json()["data"]
+        assert one["score"] == score(known_score("q", "a"))
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value", "shown"),
+    [
+        *(("/v1/rerank", "return_documents", value, shown) for value, shown in [("maybe", "'maybe'"), ("", "''")]),
+        *(("/v1/rerank", "raw_scores", value, shown) for value, shown in [(1, "1"), ("yes", "'yes'"), (0.0, "0.0")]),
+        ("/rerank", "raw_scores", ["true"], "a list of 1"),
+        ("/rerank", "raw_scores", {"a": 1}, "an object of 1"),
+        ("/score", "raw_scores", "1", "'1'"),
+        *(("/v2/rerank", "top_n", value, f"{value!r}") for value in [2.5, "2.5", "two", True, "true", "", "1e3", "٣"]),
+        *(("/v2/rerank", "top_n", value, shown) for value, shown in [(-1, "-1"), ("-1", "-1"), ("0", "0"), (0, "0")]),
+        ("/v2/rerank", "top_n", "9" * 5000, "'" + "9" * 59 + "..."),
+        ("/v2/rerank", "top_n", [3], "a list of 1"),
+    ],
+)
+def test_values_that_are_mistakes_are_named(
+    client: httpx.Client, path: str, field: str, value: Any, shown: str
+) -> None:
+    asked = {"text_1": "q", "text_2": "a"} if path == "/score" else {"query": "q", "documents": ["a"]}
+    message = refused(client.post(path, json={**asked, field: value}), 422)
+    what = "Input should be " + ("a valid boolean" if field != "top_n" else "")
+    assert message.startswith(f"{field}: {what}") and message.endswith(
+        f"({ascii(value) if shown == repr(value) else shown})"
+    )
+
+
+@pytest.mark.parametrize(("field", "value"), [("return_text", "maybe"), ("raw_scores", "no"), ("truncate", "false")])
+def test_values_of_tei_that_are_mistakes_are_named(client: httpx.Client, field: str, value: str) -> None:
+    message = refused(client.post("/rerank", json={"query": "q", "texts": ["a"], field: value}), 422)
+    assert message.startswith(f"{field}: ") and message.endswith(f" ({value!r})")
 
 
 def test_texts_that_are_no_utf_8_and_control_characters_are_scored(client: httpx.Client) -> None:

@@ -213,7 +213,7 @@ def best(scores: np.ndarray) -> Sequence[int]:
     return places
 
 
-def shown(score: np.float32, raw: bool) -> float:
+def shown(score: np.float32, raw: bool | None) -> float:
     """A score as it is sent: the sigmoid is taken in float64, where what float32 tells apart stays apart.
 
     >>> shown(np.float32(0), raw=False)

@@ -109,5 +109,7 @@ def told(error: RequestValidationError) -> str:
 
 def _shown(value: Any) -> str:
     # The whole of a long list is not written out only to be cut.
-    text = f"{len(value)} entries" if isinstance(value, list | dict) else ascii(value)
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = ascii(value)
     return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."

@@ -1,11 +1,13 @@
 """What clients send and get: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
 
-Fields of theirs that change no score here (`user`, `priority`, `max_tokens_per_doc`) are let through and not read.
+Clients write null for a field that they leave out, and some write booleans and whole numbers as text; those are read.
+Anything else of the wrong type is refused. Fields that are not here are ignored (docs/serve.md lists them).
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from prorank_jax.data.beir_files import full_text
 from prorank_jax.serving.limits import MOST_DOCUMENTS
@@ -21,22 +23,53 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+_BOOLEANS = {text: text.lower() == "true" for text in ("true", "True", "TRUE", "false", "False", "FALSE")}
+_MOST_DIGITS = 18
+
+
+def _boolean(value: Any) -> Any:
+    """ "true" and "false" in text are booleans; "1" and "yes" are not."""
+    return _BOOLEANS.get(value.strip(), value) if isinstance(value, str) else value
+
+
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 3.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON has one kind of number: 3.0 is an integer. So is "3" in text."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(f"-?[0-9]{{1,{_MOST_DIGITS}}}", value.strip()):
+        return int(value)
+    return value
 
 
 def _cut_is_fine(value: Any) -> Any:
-    if value is False:
+    if _boolean(value) is False:
         raise ValueError("texts are always cut to the model's length; leave it out, or say true")
-    return value
+    return _boolean(value)
+
+
+def _or_text(typed: dict[str, Any], text: dict[str, Any]) -> WithJsonSchema:
+    """The schema of a value that is also read from text, and may be null."""
+    return WithJsonSchema({"anyOf": [typed, {"type": "string", **text}, {"type": "null"}]})
+
+
+Boolean = Annotated[bool | None, BeforeValidator(_boolean), _or_text({"type": "boolean"}, {"enum": list(_BOOLEANS)})]
+CutIsFine = Annotated[
+    Literal[True] | None,
+    BeforeValidator(_cut_is_fine),
+    _or_text({"const": True}, {"enum": [text for text, value in _BOOLEANS.items() if value]}),
+]
+Count = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(_whole),
+    _or_text({"type": "integer", "minimum": 1}, {"pattern": "^0*[1-9][0-9]*$", "maxLength": _MOST_DIGITS}),
+]
 
 
 Text = Annotated[str, BeforeValidator(_encodable)]
 Query = Annotated[Text, Field(description="What is looked for.", examples=["which place serves fish"])]
 RawScores = Annotated[
-    bool,
-    Field(description="Scores as the model gives them, differences of two logits, instead of their sigmoid in 0..1."),
+    Boolean,
+    Field(description="Scores as the model gives them, differences of two logits [default: their sigmoid, in 0..1]."),
 ]
 Model = Annotated[Text | None, Field(description="Any name: this server has one model.")]
 Instruction = Annotated[Text | None, Field(description="The task, in place of the one in the model's prompt.")]
@@ -65,13 +98,9 @@ class RerankRequest(_Request):
 
     query: Query
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    top_n: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        BeforeValidator(_whole),
-        Field(description="How many of the best to give [default: all]."),
-    ] = None
-    return_documents: Annotated[bool | None, Field(description="Give the texts, too.")] = None
-    raw_scores: RawScores = False
+    top_n: Annotated[Count, Field(description="How many of the best to give [default: all].")] = None
+    return_documents: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
+    raw_scores: RawScores = None
     instruction: Instruction = None
     model: Model = None
 
@@ -88,25 +117,22 @@ class TextsRequest(_Request):
 
     query: Query
     texts: Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    raw_scores: RawScores = False
-    return_text: Annotated[bool, Field(description="Give the texts, too.")] = False
-    truncate: Annotated[
-        Literal[True] | None,
-        BeforeValidator(_cut_is_fine),
-        Field(description="Texts are always cut to the model's length."),
-    ] = None
+    raw_scores: RawScores = None
+    return_text: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
+    truncate: Annotated[CutIsFine, Field(description="Texts are always cut to the model's length.")] = None
     truncation_direction: Annotated[
         Literal["right", "Right"] | None, Field(description="It is the end that is cut.")
     ] = None
 
 
 def _form(value: Any) -> str:
-    return "form:texts" if isinstance(value, TextsRequest) or "texts" in value else "form:documents"
+    texts = isinstance(value, TextsRequest) or (isinstance(value, dict) and value.get("texts") is not None)
+    return "form:texts" if texts else "form:documents"
 
 
 EitherRequest = Annotated[
     Annotated[RerankRequest, Tag("form:documents")] | Annotated[TextsRequest, Tag("form:texts")],
-    Discriminator(lambda value: _form(value) if isinstance(value, dict | BaseModel) else "form:documents"),
+    Discriminator(_form),
 ]
 
 
@@ -119,7 +145,7 @@ class ScoreRequest(_Request):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True), Tag("form:several")],
         Discriminator(lambda value: "form:several" if isinstance(value, list) else "form:one"),
     ]
-    raw_scores: RawScores = False
+    raw_scores: RawScores = None
     instruction: Instruction = None
     model: Model = None
 
