@@ -78,6 +78,51 @@ def test_documents_are_ranked_in_the_form_of_cohere(client: httpx.Client, path: 
         assert len(answer.json()["results"]) == count
 
 
+def ranked_texts(client: httpx.Client, asked: dict[str, Any]) -> list[str]:
+    """The texts that were scored, in the order sent."""
+    response = client.post("/v1/rerank", json={**asked, "return_documents": True, "raw_scores": True})
+    assert response.status_code == 200, response.text
+    results = sorted(response.json()["results"], key=lambda one: int(one["index"]))
+    texts = [str(one["document"]["text"]) for one in results]
+    assert [one["relevance_score"] for one in results] == [float(known_score(asked["query"], text)) for text in texts]
+    return texts
+
+
+def test_fields_that_rank_fields_names_are_joined_in_its_order(client: httpx.Client, shared: Path) -> None:
+    asked = json.loads((shared / "trials/14-cohere-rank-fields/body.json").read_text())
+    assert ranked_texts(client, asked) == ["a fish", "b tea"]
+    assert ranked_texts(client, {**asked, "rank_fields": ["snippet", "title"]}) == ["fish a", "tea b"]
+    assert ranked_texts(client, {**asked, "rank_fields": ["snippet"]}) == ["fish", "tea"]
+    # With the two that are read without it, the same text is scored; an empty field adds no space.
+    documents = [
+        *({"title": "T", "text": "x", "year": 7}, {"title": "", "text": "y"}, {"text": " z", "title": "T"}, "plain"),
+        {"text": "a\ud800", "title": "T"},
+    ]
+    for fields in (None, [], ["title", "text"]):
+        texts = ranked_texts(client, {"query": "q", "documents": documents[:4], "rank_fields": fields})
+        assert texts == ["T x", "y", "T  z", "plain"]
+    # A body of 1 MiB cannot ask for 50 GB.
+    asked = {"query": "q", "documents": [{"a": "b" * 500_000}], "rank_fields": ["a"] * 100_000}
+    assert ranked_texts(client, asked) == ["b" * 500_000]
+
+
+@pytest.mark.parametrize("lacking", [{"title": "b"}, {"title": "b", "snippet": None}, {"title": "b", "snippet": 5}])
+def test_a_document_without_a_field_that_rank_fields_names(client: httpx.Client, lacking: dict[str, Any]) -> None:
+    documents = [{"title": "a", "snippet": "fish"}, lacking]
+    asked = {"query": "q", "documents": documents, "rank_fields": ["title", "snippet"]}
+    message = refused(client.post("/v1/rerank", json=asked), 422)
+    expected = "documents.1: no text in 'snippet', a field of rank_fields; add it, or name other fields (an object of "
+    assert message == f"{expected}{len(lacking)})"
+
+
+def test_a_document_without_text_is_refused_with_what_is_read(client: httpx.Client) -> None:
+    message = refused(client.post("/v1/rerank", json={"query": "q", "documents": ["a", {"snippet": "fish"}]}), 422)
+    assert message == "documents.1.text: Field required; text and title are read, or the fields that rank_fields names"
+    for fields in ("title", [5], [["title"]]):
+        asked = {"query": "q", "documents": [{"title": "a"}], "rank_fields": fields}
+        assert refused(client.post("/v1/rerank", json=asked), 422).startswith("rank_fields"), fields
+
+
 def test_an_instruction_is_passed_on(client: httpx.Client) -> None:
     asked = {"query": "q", "documents": ["a"], "raw_scores": True, "instruction": "find it"}
     [result] = client.post("/v1/rerank", json=asked).json()["results"]

@@ -24,6 +24,8 @@ TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+_HINTS = {"text": "text and title are read, or the fields that rank_fields names"}
+"""What is added where a field is missing."""
 _VALUE = 60
 """Characters of a value that a message shows."""
 
@@ -102,7 +104,11 @@ def told(error: RequestValidationError) -> str:
     if not place:
         return "body: not a JSON object; send one, with the header Content-Type: application/json"
     what = str(first["msg"]).removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f" ({_shown(first.get('input'))})"
+    if first["type"] == "missing":
+        hint = _HINTS.get(str(first["loc"][-1]))
+        value = f"; {hint}" if hint else ""
+    else:
+        value = f" ({_shown(first.get('input'))})"
     more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
     return f"{place}: {what}{value}{more}"
 

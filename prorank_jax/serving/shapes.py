@@ -7,7 +7,18 @@ Anything else of the wrong type is refused. Fields that are not here are ignored
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from prorank_jax.data.beir_files import full_text
 from prorank_jax.serving.limits import MOST_DOCUMENTS
@@ -81,15 +92,35 @@ class _Request(BaseModel):
 
 
 class DocumentObject(_Request):
-    """A document as an object: its text, and a title if it has one, which is read before the text."""
+    """A document as an object: its text, and a title if it has one, which is read before the text.
+
+    With `rank_fields`, a list of names, the values of the fields that it names are read in their place.
+    """
 
     text: Text
     title: Text | None = None
 
 
+def _each_once(names: list[str]) -> list[str]:
+    # Otherwise a small request could ask for a text that fills the memory.
+    return list(dict.fromkeys(names))
+
+
+def _fields_joined(document: Any, info: ValidationInfo) -> Any:
+    """The values of the fields that `rank_fields` names, one after the other as Cohere reads them."""
+    names = info.data.get("rank_fields")
+    if not names or not isinstance(document, dict):
+        return document
+    for name in names:
+        if not isinstance(document.get(name), str):
+            raise ValueError(f"no text in {name!a}, a field of rank_fields; add it, or name other fields")
+    return " ".join(document[name] for name in names if document[name]).strip()
+
+
 Document = Annotated[
     Annotated[Text, Tag("form:text")] | Annotated[DocumentObject, Tag("form:object")],
     Discriminator(lambda value: "form:object" if isinstance(value, dict | DocumentObject) else "form:text"),
+    BeforeValidator(_fields_joined),
 ]
 
 
@@ -97,6 +128,8 @@ class RerankRequest(_Request):
     """The form of Cohere, Jina and vLLM."""
 
     query: Query
+    # Its names are those of the documents' fields, which no schema can say: the page describes it in words.
+    rank_fields: SkipJsonSchema[Annotated[list[Text], AfterValidator(_each_once)] | None] = None
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
     top_n: Annotated[Count, Field(description="How many of the best to give [default: all].")] = None
     return_documents: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
