@@ -29,6 +29,7 @@ class FakeReranker:
     """
 
     max_length = 64
+    dtype = "float32"
     seconds = 0.0
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from served import FakeReranker, eventually, known_score, metric, running
 
+import prorank_jax
 from prorank_jax.serving.app import make_app
 from prorank_jax.serving.limits import MIB, Limits
 
@@ -409,7 +410,9 @@ def test_the_work_of_a_client_that_leaves_is_dropped(address: str, reranker: Fak
 
 
 def test_models_health_and_metrics(client: httpx.Client) -> None:
-    [card] = client.get("/v1/models").json()["data"]
+    models = client.get("/v1/models").json()
+    [card] = models["data"]
+    assert models["object"] == "list" and card["created"] > 1.7e9 and card["owned_by"] == "prorank_jax"
     assert (card["id"], card["object"], card["max_model_len"]) == ("fake", "model", 64)
     assert client.get("/health").json() == {"status": "ok"}
     for path in ("/a", "/b", "/c"):
@@ -422,7 +425,31 @@ def test_models_health_and_metrics(client: httpx.Client) -> None:
     assert '"/a"' not in response.text and 'path="other",status="404"' in response.text
 
 
-def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
+def test_the_info_of_tei_is_of_this_server(client: httpx.Client, shared: Path) -> None:
+    info = client.get("/info").json()
+    assert info == {
+        "model_id": "fake",
+        "model_sha": None,
+        "model_dtype": "float32",
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_concurrent_requests": 40,
+        "max_input_length": 64,
+        "max_batch_tokens": 8 * 64,
+        "max_batch_requests": 8,
+        "max_client_batch_size": 20,
+        "auto_truncate": True,
+        "tokenization_workers": 1,
+        "version": prorank_jax.__version__,
+        "sha": None,
+        "docker_label": None,
+    }
+    # Dify saves a model once it has seen both.
+    asked = json.loads((shared / "trials/06-tei-info/request.json").read_text())
+    score = sigmoid(known_score("ping", "pong"))
+    assert client.post("/rerank", json=asked).json() == [{"index": 0, "score": score, "text": "pong"}]
+
+
+def test_a_key_is_asked_for_everywhere_but_where_clients_look_first() -> None:
     with running(make_app(FakeReranker(), "fake", LIMITS, "key")) as address, httpx.Client(base_url=address) as client:
         asked = {"query": "q", "documents": ["a"]}
         for headers in ({}, {"Authorization": "Bearer kex"}, {"Authorization": "key"}, {"Authorization": "Basic key"}):
@@ -430,9 +457,10 @@ def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
             told = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             assert refused(response, 401, "authentication_error") == told
             assert response.headers["www-authenticate"] == "Bearer"
-        for path in ("/metrics", "/v1/models", "/openapi.json", "/docs", "/nothing", "//health", "/health/"):
+        for path in ("/metrics", "/openapi.json", "/docs", "/nothing", "//health", "/health/", "/v1/models/", "/INFO"):
             assert client.get(path).status_code == 401, path
-        assert client.get("/health").status_code == 200
+        for path in ("/health", "/info", "/v1/models"):
+            assert client.get(path).status_code == 200, path
         # Nothing of a body is held before the key is seen, and the answer reaches who sends a large one.
         assert client.post("/v1/rerank", content=b"a" * 8 * MIB).status_code == 401
         for key in ("Bearer key", "bearer key"):

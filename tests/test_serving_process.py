@@ -115,9 +115,13 @@ def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their
 
 def test_the_key_is_of_the_environment_and_ctrl_c_stops() -> None:
     with server(PRORANK_API_KEY="secret") as one:
-        assert httpx.get(f"{one.address}/v1/models").status_code == 401
-        answer = httpx.get(f"{one.address}/v1/models", headers={"Authorization": "Bearer secret"})
-        assert answer.json()["data"][0]["id"] == "builtin:tiny"
+        assert httpx.get(f"{one.address}/metrics").status_code == 401
+        answer = httpx.get(f"{one.address}/metrics", headers={"Authorization": "Bearer secret"})
+        assert "prorank_pairs_total 0.0" in answer.text
+        # Clients look up the model before they send a key.
+        assert httpx.get(f"{one.address}/v1/models").json()["data"][0]["id"] == "builtin:tiny"
+        info = httpx.get(f"{one.address}/info").json()
+        assert (info["model_id"], info["model_dtype"], info["max_input_length"]) == ("builtin:tiny", "float32", 512)
         assert one.stop(signal.SIGINT) == 0
         assert not any("secret" in line for line in one.lines)
 

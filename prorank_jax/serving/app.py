@@ -18,23 +18,14 @@ import prorank_jax
 from prorank_jax.errors import InputError
 from prorank_jax.serving import refusals
 from prorank_jax.serving.access import KeyRequired
+from prorank_jax.serving.answers import Health, Info, ModelList, RerankAnswer, ScoreAnswer, TextResult
 from prorank_jax.serving.batching import Batcher, Busy, Predictor, Stopping
 from prorank_jax.serving.bodies import BodyLimit
 from prorank_jax.serving.limits import Limits
 from prorank_jax.serving.meters import LEFT, STATUS, Metered, Meters
 from prorank_jax.serving.openapi import describe_in
 from prorank_jax.serving.refusals import Refused, json_response
-from prorank_jax.serving.shapes import (
-    EitherRequest,
-    Health,
-    ModelList,
-    RerankAnswer,
-    RerankRequest,
-    ScoreAnswer,
-    ScoreRequest,
-    TextResult,
-    TextsRequest,
-)
+from prorank_jax.serving.shapes import EitherRequest, RerankRequest, ScoreRequest, TextsRequest
 
 
 class Served(Predictor, Protocol):
@@ -42,6 +33,9 @@ class Served(Predictor, Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
 
     def warm_up(self, pairs: int, stopping: Callable[[], bool]) -> None: ...
 
@@ -184,6 +178,28 @@ def make_app(
         """The model that is served."""
         card = {"id": name, "object": "model", "created": started, "owned_by": "prorank_jax"}
         return json_response({"object": "list", "data": [{**card, "max_model_len": reranker.max_length}]})
+
+    @app.get("/info", response_model=Info, tags=["server"])
+    async def info() -> Response:
+        """The model and the limits, as clients of text-embeddings-inference ask for them."""
+        return json_response(
+            {
+                "model_id": name,
+                "model_sha": None,
+                "model_dtype": reranker.dtype,
+                "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+                "max_concurrent_requests": limits.queue,
+                "max_input_length": reranker.max_length,
+                "max_batch_tokens": limits.batch * reranker.max_length,
+                "max_batch_requests": limits.batch,
+                "max_client_batch_size": limits.documents,
+                "auto_truncate": True,
+                "tokenization_workers": threads,
+                "version": prorank_jax.__version__,
+                "sha": None,
+                "docker_label": None,
+            }
+        )
 
     @app.get("/health", response_model=Health, tags=["server"])
     async def health() -> Response:

@@ -1,4 +1,4 @@
-"""What clients send and get: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
+"""What clients send: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
 
 Clients write null for a field that they leave out, and some write booleans and whole numbers as text; those are read.
 Anything else of the wrong type is refused. Fields that are not here are ignored (docs/serve.md lists them).
@@ -185,62 +185,3 @@ class ScoreRequest(_Request):
     def texts_of_documents(self) -> list[str]:
         """What is scored."""
         return [self.text_2] if isinstance(self.text_2, str) else self.text_2
-
-
-class ReturnedDocument(BaseModel):
-    text: str
-
-
-class Result(BaseModel):
-    index: Annotated[int, Field(description="Place in the list that was sent, from 0.")]
-    relevance_score: Annotated[float, Field(description="In 0..1, the sigmoid of the model's score, or that score.")]
-    document: ReturnedDocument | None = None
-
-
-class RerankAnswer(BaseModel):
-    """Results, best first; equal scores in the order sent."""
-
-    id: str
-    object: Literal["list"]
-    model: str
-    results: list[Result]
-    meta: dict[str, Any]
-
-
-class TextResult(BaseModel):
-    index: int
-    score: float
-    text: str | None = None
-
-
-class ScoreResult(BaseModel):
-    index: int
-    object: Literal["score"]
-    score: float
-
-
-class ScoreAnswer(BaseModel):
-    """Scores in the order sent."""
-
-    id: str
-    object: Literal["list"]
-    created: Annotated[int, Field(description="Seconds since 1970.")]
-    model: str
-    data: list[ScoreResult]
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Health(BaseModel):
-    status: Literal["ok"]
