@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from served import FakeReranker, eventually, known_score, metric, running
+from served import FakeReranker, eventually, known_score, known_tokens, metric, running
 
 import prorank_jax
-from prorank_jax.serving.app import make_app
+from prorank_jax.serving.app import make_app, search_units
 from prorank_jax.serving.limits import MIB, Limits
 
 LIMITS = Limits(documents=20, body_bytes=MIB, held_bytes=5 * MIB // 2, queue=40, batch=8, body_seconds=1)
@@ -423,6 +423,30 @@ def test_models_health_and_metrics(client: httpx.Client) -> None:
         assert f"\nprorank_{name}" in response.text
     # Clients cannot make series of their own.
     assert '"/a"' not in response.text and 'path="other",status="404"' in response.text
+
+
+def test_tokens_are_counted_in_the_forms_of_clients(client: httpx.Client) -> None:
+    documents = [f"document {number}" for number in range(11)]
+    tokens = sum(known_tokens("q", document) for document in documents)
+    asked = {"query": "q", "documents": documents, "top_n": 1}
+    for path, version in (("/v1/rerank", "1"), ("/v2/rerank", "2"), ("/rerank", "1")):
+        answer = client.post(path, json=asked).json()
+        # All were computed, whatever is given back.
+        assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+        assert answer["meta"] == {
+            "api_version": {"version": version},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": tokens, "output_tokens": 0},
+        }
+    scored = client.post("/v1/score", json={"text_1": "q", "text_2": documents}).json()
+    assert scored["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    one = client.post("/score", json={"text_1": "q", "text_2": "a"}).json()
+    assert one["usage"]["total_tokens"] == known_tokens("q", "a")
+
+
+@pytest.mark.parametrize(("documents", "units"), [(1, 1), (100, 1), (101, 2), (250, 3)])
+def test_search_units_are_of_100_documents(documents: int, units: int) -> None:
+    assert search_units(documents) == units
 
 
 def test_the_info_of_tei_is_of_this_server(client: httpx.Client, shared: Path) -> None:

@@ -84,7 +84,9 @@ def documents(count: int) -> list[str]:
 def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their_answers() -> None:
     texts = documents(128)
     pairs = [("Which place serves fish?", text) for text in texts]
-    expected = Reranker.from_pretrained("builtin:tiny").predict(pairs)
+    reranker = Reranker.from_pretrained("builtin:tiny")
+    expected = reranker.predict(pairs)
+    prompts = reranker.prompt.encode_batch(pairs)
     assert expected.std() > 0.05
 
     with server("--name", "tiny") as one:
@@ -92,7 +94,9 @@ def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their
 
         def ask(batch: slice) -> list[float]:
             asked = {"query": pairs[0][0], "documents": texts[batch], "raw_scores": True}
-            results = httpx.post(url, json=asked, timeout=120).json()["results"]
+            answer = httpx.post(url, json=asked, timeout=120).json()
+            results = answer["results"]
+            assert answer["usage"]["total_tokens"] == sum(map(len, prompts[batch]))
             return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
 
         whole = ask(slice(None))

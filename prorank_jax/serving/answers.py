@@ -1,6 +1,6 @@
 """What clients get: answers in the forms of Cohere, Jina, vLLM and text-embeddings-inference (TEI)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -15,6 +15,34 @@ class Result(BaseModel):
     document: ReturnedDocument | None = None
 
 
+class Usage(BaseModel):
+    """Tokens of the prompts that were computed, one for each document: template, query and document, after the cut."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ApiVersion(BaseModel):
+    version: Literal["1", "2"]
+
+
+class BilledUnits(BaseModel):
+    search_units: Annotated[int, Field(description="One for each 100 documents, or part of them.")]
+
+
+class Tokens(BaseModel):
+    input_tokens: Annotated[int, Field(description="As `total_tokens` of `usage`.")]
+    output_tokens: Literal[0]
+
+
+class Meta(BaseModel):
+    """What Cohere's clients read in place of `usage`."""
+
+    api_version: ApiVersion
+    billed_units: BilledUnits
+    tokens: Tokens
+
+
 class RerankAnswer(BaseModel):
     """Results, best first; equal scores in the order sent."""
 
@@ -22,7 +50,8 @@ class RerankAnswer(BaseModel):
     object: Literal["list"]
     model: str
     results: list[Result]
-    meta: dict[str, Any]
+    usage: Usage
+    meta: Meta
 
 
 class TextResult(BaseModel):
@@ -45,6 +74,7 @@ class ScoreAnswer(BaseModel):
     created: Annotated[int, Field(description="Seconds since 1970.")]
     model: str
     data: list[ScoreResult]
+    usage: Usage
 
 
 class ModelCard(BaseModel):
