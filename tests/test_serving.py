@@ -277,6 +277,59 @@ def test_a_malformed_body_is_told_in_one_line(client: httpx.Client, body: bytes,
     assert refused(response, 422).startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "message"),
+    [
+        (
+            "/v1/rerank",
+            {"query": ["q", "r"]},
+            "query: Input should be one text; send one request a query (a list of 2)",
+        ),
+        (
+            "/rerank",
+            {"query": ["q"], "documents": None, "texts": ["a"]},
+            "query: Input should be one text; send one request a query (a list of 1)",
+        ),
+        ("/v1/rerank", {"queries": ["q", "r"]}, "query: Field required; queries is not read, send one request a query"),
+        (
+            "/v1/score",
+            {"text_1": ["q", "r"], "text_2": ["a", "b"]},
+            "text_1: Input should be one text; send one request a query (a list of 2)",
+        ),
+        (
+            "/score",
+            {"queries": "q"},
+            "text_1: Field required; queries is not read, send one request a query; and 1 more",
+        ),
+        (
+            "/score",
+            {"data_1": "q", "data_2": ["a"]},
+            "text_1: Field required; data_1 is not read, send one request a q",
+        ),
+        ("/rerank", {"inputs": [["q", "a"]]}, "query: Field required; inputs is not read, send one request a query"),
+        ("/rerank", {"query": {"text": "q"}}, "query: Input should be a valid string (an object of 1)"),
+    ],
+)
+def test_several_queries_are_refused_by_name(
+    client: httpx.Client, path: str, asked: dict[str, Any], message: str
+) -> None:
+    response = client.post(path, json={"documents": ["a"], **asked})
+    assert refused(response, 422).startswith(message)
+
+
+def test_fields_of_other_servers_change_nothing(client: httpx.Client) -> None:
+    asked = {"query": "q", "documents": ["a", "b", "c"]}
+    others = {
+        **{"model": "no such model", "user": "me", "priority": 3, "return_len": "true", "input_type": "query"},
+        **{"max_chunks_per_doc": 10, "max_tokens_per_doc": 1, "truncate_prompt_tokens": 1, "truncation": False},
+        **{"encoding_format": "float", "top_k": 1, "use_activation": False, "return_embeddings": ["x"]},
+    }
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        answers = [client.post(path, json=body).json() for body in (asked, {**asked, **others})]
+        assert answers[0]["results"] == answers[1]["results"] and len(answers[1]["results"]) == 3
+        assert answers[0]["usage"] == answers[1]["usage"] and answers[1]["model"] == "fake"
+
+
 def test_a_body_that_is_not_called_json_is_refused(client: httpx.Client) -> None:
     # Pages of other sites can make browsers send these.
     body = json.dumps({"query": "q", "documents": ["a"]})

@@ -76,8 +76,16 @@ Count = Annotated[
 ]
 
 
+def _one_text(value: Any) -> Any:
+    if isinstance(value, list):
+        raise ValueError("Input should be one text; send one request a query")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_encodable)]
-Query = Annotated[Text, Field(description="What is looked for.", examples=["which place serves fish"])]
+Query = Annotated[
+    Text, BeforeValidator(_one_text), Field(description="What is looked for.", examples=["which place serves fish"])
+]
 RawScores = Annotated[
     Boolean,
     Field(description="Scores as the model gives them, differences of two logits [default: their sigmoid, in 0..1]."),
