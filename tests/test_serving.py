@@ -114,6 +114,8 @@ def test_a_document_without_a_field_that_rank_fields_names(client: httpx.Client,
     message = refused(client.post("/v1/rerank", json=asked), 422)
     expected = "documents.1: no text in 'snippet', a field of rank_fields; add it, or name other fields (an object of "
     assert message == f"{expected}{len(lacking)})"
+    response = client.post("/v1/rerank", json={**asked, "rank_fields": ["x\n" * 10_000]})
+    assert len(refused(response, 422)) < 250
 
 
 def test_a_document_without_text_is_refused_with_what_is_read(client: httpx.Client) -> None:

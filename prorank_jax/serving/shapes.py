@@ -39,7 +39,7 @@ _MOST_DIGITS = 18
 
 
 def _boolean(value: Any) -> Any:
-    """ "true" and "false" in text are booleans; "1" and "yes" are not."""
+    """Reads true and false in text; "1" and "yes" are no booleans."""
     return _BOOLEANS.get(value.strip(), value) if isinstance(value, str) else value
 
 
@@ -121,7 +121,7 @@ def _fields_joined(document: Any, info: ValidationInfo) -> Any:
         return document
     for name in names:
         if not isinstance(document.get(name), str):
-            raise ValueError(f"no text in {name!a}, a field of rank_fields; add it, or name other fields")
+            raise ValueError(f"no text in {name[:60]!a}, a field of rank_fields; add it, or name other fields")
     return " ".join(document[name] for name in names if document[name]).strip()
 
 
