@@ -195,22 +195,46 @@ class Reranker:
         Raises:
           InputError: as `predict`.
         """
+        for scores, _ in self._counted_chunks(chunks, instruction, batch_size):
+            yield scores
+
+    def predict_counted(
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of texts, as `predict` gives them, and the tokens of each prompt, int64 [len(pairs)].
+
+        A prompt is the template, the query and the document, after the cut to the maximum length. The prefix that the
+        prompts of a query share counts for each of them.
+
+        Raises:
+          InputError: as `predict`.
+        """
+        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
+        empty = np.empty(0, np.float32), np.empty(0, np.int64)
+        scores, tokens = zip(empty, *self._counted_chunks(chunks, instruction, None), strict=True)
+        return np.concatenate(scores), np.concatenate(tokens)
+
+    def _counted_chunks(
+        self, chunks: Iterable[Sequence[tuple[str, str]]], instruction: str | None, batch_size: int | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         prompt = self.prompt if instruction is None else self.prompt.with_instruction(instruction)
         known = KnownDocuments()
 
-        def units() -> Iterator[tuple[int, list[Unit]]]:
+        def units() -> Iterator[tuple[np.ndarray, list[Unit]]]:
             for pairs in chunks:
-                yield len(pairs), list(self._arranged(prompt.encode_parts(pairs, known), batch_size))
+                parts = prompt.encode_parts(pairs, known)
+                tokens = np.array([len(part.shared) + len(part.own) for part in parts], np.int64)
+                yield tokens, list(self._arranged(parts, batch_size))
 
-        begun: tuple[int, list[tuple[list[int], Array]]] | None = None
-        for count, prepared in ahead(units()):
+        begun: tuple[np.ndarray, list[tuple[list[int], Array]]] | None = None
+        for tokens, prepared in ahead(units()):
             # Devices work on this chunk while the scores of the one before are used.
             dispatched = list(self._dispatched(prepared))
             if begun is not None:
-                yield _collected(*begun)
-            begun = count, dispatched
+                yield _collected(len(begun[0]), begun[1]), begun[0]
+            begun = tokens, dispatched
         if begun is not None:
-            yield _collected(*begun)
+            yield _collected(len(begun[0]), begun[1]), begun[0]
 
     def warm_up(self, pairs: int, stopping: Callable[[], bool] = lambda: False) -> None:
         """Compiles what `predict` needs for up to so many pairs at once, of any documents and of queries as people ask

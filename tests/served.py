@@ -21,6 +21,11 @@ def known_score(query: str, document: str, instruction: str | None = None) -> np
     return np.float32(crc32(repr((query, document, instruction)).encode()) / 2**32 * 8 - 4)
 
 
+def known_tokens(query: str, document: str) -> int:
+    """The tokens that `FakeReranker` counts of a prompt."""
+    return 10 + len(query) + 3 * len(document)
+
+
 class FakeReranker:
     """Scores by `known_score`, and remembers how many pairs each call had.
 
@@ -29,6 +34,7 @@ class FakeReranker:
     """
 
     max_length = 64
+    dtype = "float32"
     seconds = 0.0
 
     def __init__(self) -> None:
@@ -37,7 +43,9 @@ class FakeReranker:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def predict(self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None) -> np.ndarray:
+    def predict_counted(
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         self.calls.append(list(pairs))
         self.begun.set()
         time.sleep(self.seconds)
@@ -46,13 +54,13 @@ class FakeReranker:
             raise InputError("model: instruction='none': the template has no place for it; leave it out")
         if any(document == "fail" for _, document in pairs):
             raise RuntimeError("out of memory")
-        return np.array(
-            [np.nan if document == "nan" else known_score(query, document, instruction) for query, document in pairs],
-            np.float32,
-        )
+        scores = [
+            np.nan if document == "nan" else known_score(query, document, instruction) for query, document in pairs
+        ]
+        return np.array(scores, np.float32), np.array([known_tokens(*pair) for pair in pairs])
 
     def warm_up(self, pairs: int, stopping: Callable[[], bool]) -> None:
-        self.predict([("warm", "up")] * pairs)
+        self.predict_counted([("warm", "up")] * pairs)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

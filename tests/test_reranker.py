@@ -164,6 +164,22 @@ def test_chunks_are_joined_in_order(reranker: Reranker, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(reranker.predict(pairs), together)
 
 
+def test_tokens_are_those_of_each_prompt_as_it_is_computed(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prorank_jax.reranker._CHUNK", 4)
+    texts = [*documents(5), "", " ".join(WORDS * 20)]
+    pairs = [(query, text) for text in texts for query in (QUERY, "eels")]
+    scores, tokens = reranker.predict_counted(pairs)
+    np.testing.assert_array_equal(scores, reranker.predict(pairs))
+    assert tokens.tolist() == [len(reranker.prompt.encode(*pair)) for pair in pairs]
+    assert tokens[-2:].tolist() == [160, 160] and tokens[:-2].max() < 160
+    # Not of the query and the document alone.
+    assert tokens.min() > 30
+    task = "eels " * 20
+    [longer] = reranker.predict_counted([(QUERY, "eels")], instruction=task)[1]
+    assert longer == len(reranker.prompt.with_instruction(task).encode(QUERY, "eels"))
+    assert [len(one) for one in reranker.predict_counted([])] == [0, 0]
+
+
 def test_nothing_to_score(reranker: Reranker) -> None:
     assert reranker.predict([]).shape == (0,)
     assert reranker.rank(QUERY, []) == []

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from served import FakeReranker, eventually, known_score, metric, running
+from served import FakeReranker, eventually, known_score, known_tokens, metric, running
 
-from prorank_jax.serving.app import make_app
+import prorank_jax
+from prorank_jax.serving.app import make_app, search_units
 from prorank_jax.serving.limits import MIB, Limits
 
 LIMITS = Limits(documents=20, body_bytes=MIB, held_bytes=5 * MIB // 2, queue=40, batch=8, body_seconds=1)
@@ -77,6 +79,53 @@ def test_documents_are_ranked_in_the_form_of_cohere(client: httpx.Client, path: 
         assert len(answer.json()["results"]) == count
 
 
+def ranked_texts(client: httpx.Client, asked: dict[str, Any]) -> list[str]:
+    """The texts that were scored, in the order sent."""
+    response = client.post("/v1/rerank", json={**asked, "return_documents": True, "raw_scores": True})
+    assert response.status_code == 200, response.text
+    results = sorted(response.json()["results"], key=lambda one: int(one["index"]))
+    texts = [str(one["document"]["text"]) for one in results]
+    assert [one["relevance_score"] for one in results] == [float(known_score(asked["query"], text)) for text in texts]
+    return texts
+
+
+def test_fields_that_rank_fields_names_are_joined_in_its_order(client: httpx.Client, shared: Path) -> None:
+    asked = json.loads((shared / "trials/14-cohere-rank-fields/body.json").read_text())
+    assert ranked_texts(client, asked) == ["a fish", "b tea"]
+    assert ranked_texts(client, {**asked, "rank_fields": ["snippet", "title"]}) == ["fish a", "tea b"]
+    assert ranked_texts(client, {**asked, "rank_fields": ["snippet"]}) == ["fish", "tea"]
+    # With the two that are read without it, the same text is scored; an empty field adds no space.
+    documents = [
+        *({"title": "T", "text": "x", "year": 7}, {"title": "", "text": "y"}, {"text": " z", "title": "T"}, "plain"),
+        {"text": "a\ud800", "title": "T"},
+    ]
+    for fields in (None, [], ["title", "text"]):
+        texts = ranked_texts(client, {"query": "q", "documents": documents[:4], "rank_fields": fields})
+        assert texts == ["T x", "y", "T  z", "plain"]
+    # A body of 1 MiB cannot ask for 50 GB.
+    asked = {"query": "q", "documents": [{"a": "b" * 500_000}], "rank_fields": ["a"] * 100_000}
+    assert ranked_texts(client, asked) == ["b" * 500_000]
+
+
+@pytest.mark.parametrize("lacking", [{"title": "b"}, {"title": "b", "snippet": None}, {"title": "b", "snippet": 5}])
+def test_a_document_without_a_field_that_rank_fields_names(client: httpx.Client, lacking: dict[str, Any]) -> None:
+    documents = [{"title": "a", "snippet": "fish"}, lacking]
+    asked = {"query": "q", "documents": documents, "rank_fields": ["title", "snippet"]}
+    message = refused(client.post("/v1/rerank", json=asked), 422)
+    expected = "documents.1: no text in 'snippet', a field of rank_fields; add it, or name other fields (an object of "
+    assert message == f"{expected}{len(lacking)})"
+    response = client.post("/v1/rerank", json={**asked, "rank_fields": ["x\n" * 10_000]})
+    assert len(refused(response, 422)) < 250
+
+
+def test_a_document_without_text_is_refused_with_what_is_read(client: httpx.Client) -> None:
+    message = refused(client.post("/v1/rerank", json={"query": "q", "documents": ["a", {"snippet": "fish"}]}), 422)
+    assert message == "documents.1.text: Field required; text and title are read, or the fields that rank_fields names"
+    for fields in ("title", [5], [["title"]]):
+        asked = {"query": "q", "documents": [{"title": "a"}], "rank_fields": fields}
+        assert refused(client.post("/v1/rerank", json=asked), 422).startswith("rank_fields"), fields
+
+
 def test_an_instruction_is_passed_on(client: httpx.Client) -> None:
     asked = {"query": "q", "documents": ["a"], "raw_scores": True, "instruction": "find it"}
     [result] = client.post("/v1/rerank", json=asked).json()["results"]
@@ -112,6 +161,83 @@ def test_texts_are_scored_in_the_form_of_vllm(client: httpx.Client, path: str) -
     assert (answer["object"], answer["model"]) == ("list", "fake") and answer["created"] > 1.7e9
     [one] = client.post(path, json={"text_1": "q", "text_2": "a", "raw_scores": True}).json()["data"]
     assert one["score"] == float(known_score("q", "a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("ragflow-xinference", "/v1/rerank"), ("nulls", "/v1/rerank"), ("tei-nulls", "/rerank")]
+)
+def test_values_as_clients_write_them(client: httpx.Client, shared: Path, name: str, path: str) -> None:
+    asked = json.loads((shared / f"trials/05-server-strict-values/{name}.json").read_text())
+    response = client.post(path, json=asked)
+    assert response.status_code == 200, response.text
+    texts = asked.get("documents") or asked["texts"]
+    results = response.json() if "texts" in asked else response.json()["results"]
+    score = "score" if "texts" in asked else "relevance_score"
+    assert {one["index"]: one[score] for one in results} == {
+        index: sigmoid(known_score(asked["query"], text)) for index, text in enumerate(texts)
+    }
+    given = [one["document"]["text"] for one in results if "document" in one]
+    assert given == ([texts[one["index"]] for one in results] if name == "ragflow-xinference" else [])
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+@pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("True", "False"), (" TRUE ", "FALSE"), (True, None)])
+def test_booleans_and_whole_numbers_in_text(client: httpx.Client, path: str, yes: Any, no: Any) -> None:
+    asked: dict[str, Any] = {"query": "q", "documents": ["a", "b", "c"]}
+    scores = [known_score("q", text) for text in "abc"]
+    first = max(range(3), key=lambda index: scores[index])
+    for top_n in ("1", "01", " 1\n", 1.0):
+        whole = {**asked, "raw_scores": yes, "return_documents": yes, "top_n": top_n}
+        [result] = client.post(path, json=whole).json()["results"]
+        expected = {"index": first, "relevance_score": float(scores[first]), "document": {"text": "abc"[first]}}
+        assert result == expected
+    other = {**asked, "raw_scores": no, "return_documents": no, "top_n": "3", "instruction": None, "model": None}
+    results = client.post(path, json=other).json()["results"]
+    assert len(results) == 3 and results[0] == {"index": first, "relevance_score": sigmoid(scores[first])}
+
+
+def test_booleans_in_text_in_the_forms_of_tei_and_vllm(client: httpx.Client) -> None:
+    asked = {"query": "q", "texts": ["a"], "documents": None, "raw_scores": "true", "return_text": "True"}
+    for truncate in ("true", True, None):
+        answer = client.post("/rerank", json={**asked, "truncate": truncate, "truncation_direction": None}).json()
+        assert answer == [{"index": 0, "score": float(known_score("q", "a")), "text": "a"}]
+    both = {"query": "q", "texts": None, "documents": ["a"], "raw_scores": "true"}
+    [result] = client.post("/rerank", json=both).json()["results"]
+    assert result["relevance_score"] == float(known_score("q", "a"))
+    for raw, score in (("true", float), ("false", sigmoid), (None, sigmoid)):
+        [one] = client.post("/score", json={"text_1": "q", "text_2": "a", "raw_scores": raw}).json()["data"]
+        assert one["score"] == score(known_score("q", "a"))
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value", "shown"),
+    [
+        *(("/v1/rerank", "return_documents", value, shown) for value, shown in [("maybe", "'maybe'"), ("", "''")]),
+        *(("/v1/rerank", "raw_scores", value, shown) for value, shown in [(1, "1"), ("yes", "'yes'"), (0.0, "0.0")]),
+        ("/rerank", "raw_scores", ["true"], "a list of 1"),
+        ("/rerank", "raw_scores", {"a": 1}, "an object of 1"),
+        ("/score", "raw_scores", "1", "'1'"),
+        *(("/v2/rerank", "top_n", value, f"{value!r}") for value in [2.5, "2.5", "two", True, "true", "", "1e3", "٣"]),
+        *(("/v2/rerank", "top_n", value, shown) for value, shown in [(-1, "-1"), ("-1", "-1"), ("0", "0"), (0, "0")]),
+        ("/v2/rerank", "top_n", "9" * 5000, "'" + "9" * 59 + "..."),
+        ("/v2/rerank", "top_n", [3], "a list of 1"),
+    ],
+)
+def test_values_that_are_mistakes_are_named(
+    client: httpx.Client, path: str, field: str, value: Any, shown: str
+) -> None:
+    asked = {"text_1": "q", "text_2": "a"} if path == "/score" else {"query": "q", "documents": ["a"]}
+    message = refused(client.post(path, json={**asked, field: value}), 422)
+    what = "Input should be " + ("a valid boolean" if field != "top_n" else "")
+    assert message.startswith(f"{field}: {what}") and message.endswith(
+        f"({ascii(value) if shown == repr(value) else shown})"
+    )
+
+
+@pytest.mark.parametrize(("field", "value"), [("return_text", "maybe"), ("raw_scores", "no"), ("truncate", "false")])
+def test_values_of_tei_that_are_mistakes_are_named(client: httpx.Client, field: str, value: str) -> None:
+    message = refused(client.post("/rerank", json={"query": "q", "texts": ["a"], field: value}), 422)
+    assert message.startswith(f"{field}: ") and message.endswith(f" ({value!r})")
 
 
 def test_texts_that_are_no_utf_8_and_control_characters_are_scored(client: httpx.Client) -> None:
@@ -151,6 +277,59 @@ def test_texts_that_are_no_utf_8_and_control_characters_are_scored(client: httpx
 def test_a_malformed_body_is_told_in_one_line(client: httpx.Client, body: bytes, told: str) -> None:
     response = client.post("/rerank", content=body, headers={"Content-Type": "application/json"})
     assert refused(response, 422).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "message"),
+    [
+        (
+            "/v1/rerank",
+            {"query": ["q", "r"]},
+            "query: Input should be one text; send one request a query (a list of 2)",
+        ),
+        (
+            "/rerank",
+            {"query": ["q"], "documents": None, "texts": ["a"]},
+            "query: Input should be one text; send one request a query (a list of 1)",
+        ),
+        ("/v1/rerank", {"queries": ["q", "r"]}, "query: Field required; queries is not read, send one request a query"),
+        (
+            "/v1/score",
+            {"text_1": ["q", "r"], "text_2": ["a", "b"]},
+            "text_1: Input should be one text; send one request a query (a list of 2)",
+        ),
+        (
+            "/score",
+            {"queries": "q"},
+            "text_1: Field required; queries is not read, send one request a query; and 1 more",
+        ),
+        (
+            "/score",
+            {"data_1": "q", "data_2": ["a"]},
+            "text_1: Field required; data_1 is not read, send one request a q",
+        ),
+        ("/rerank", {"inputs": [["q", "a"]]}, "query: Field required; inputs is not read, send one request a query"),
+        ("/rerank", {"query": {"text": "q"}}, "query: Input should be a valid string (an object of 1)"),
+    ],
+)
+def test_several_queries_are_refused_by_name(
+    client: httpx.Client, path: str, asked: dict[str, Any], message: str
+) -> None:
+    response = client.post(path, json={"documents": ["a"], **asked})
+    assert refused(response, 422).startswith(message)
+
+
+def test_fields_of_other_servers_change_nothing(client: httpx.Client) -> None:
+    asked = {"query": "q", "documents": ["a", "b", "c"]}
+    others = {
+        **{"model": "no such model", "user": "me", "priority": 3, "return_len": "true", "input_type": "query"},
+        **{"max_chunks_per_doc": 10, "max_tokens_per_doc": 1, "truncate_prompt_tokens": 1, "truncation": False},
+        **{"encoding_format": "float", "top_k": 1, "use_activation": False, "return_embeddings": ["x"]},
+    }
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        answers = [client.post(path, json=body).json() for body in (asked, {**asked, **others})]
+        assert answers[0]["results"] == answers[1]["results"] and len(answers[1]["results"]) == 3
+        assert answers[0]["usage"] == answers[1]["usage"] and answers[1]["model"] == "fake"
 
 
 def test_a_body_that_is_not_called_json_is_refused(client: httpx.Client) -> None:
@@ -286,7 +465,9 @@ def test_the_work_of_a_client_that_leaves_is_dropped(address: str, reranker: Fak
 
 
 def test_models_health_and_metrics(client: httpx.Client) -> None:
-    [card] = client.get("/v1/models").json()["data"]
+    models = client.get("/v1/models").json()
+    [card] = models["data"]
+    assert models["object"] == "list" and card["created"] > 1.7e9 and card["owned_by"] == "prorank_jax"
     assert (card["id"], card["object"], card["max_model_len"]) == ("fake", "model", 64)
     assert client.get("/health").json() == {"status": "ok"}
     for path in ("/a", "/b", "/c"):
@@ -299,7 +480,55 @@ def test_models_health_and_metrics(client: httpx.Client) -> None:
     assert '"/a"' not in response.text and 'path="other",status="404"' in response.text
 
 
-def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
+def test_tokens_are_counted_in_the_forms_of_clients(client: httpx.Client) -> None:
+    documents = [f"document {number}" for number in range(11)]
+    tokens = sum(known_tokens("q", document) for document in documents)
+    asked = {"query": "q", "documents": documents, "top_n": 1}
+    for path, version in (("/v1/rerank", "1"), ("/v2/rerank", "2"), ("/rerank", "1")):
+        answer = client.post(path, json=asked).json()
+        # All were computed, whatever is given back.
+        assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+        assert answer["meta"] == {
+            "api_version": {"version": version},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": tokens, "output_tokens": 0},
+        }
+    scored = client.post("/v1/score", json={"text_1": "q", "text_2": documents}).json()
+    assert scored["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    one = client.post("/score", json={"text_1": "q", "text_2": "a"}).json()
+    assert one["usage"]["total_tokens"] == known_tokens("q", "a")
+
+
+@pytest.mark.parametrize(("documents", "units"), [(1, 1), (100, 1), (101, 2), (250, 3)])
+def test_search_units_are_of_100_documents(documents: int, units: int) -> None:
+    assert search_units(documents) == units
+
+
+def test_the_info_of_tei_is_of_this_server(client: httpx.Client, shared: Path) -> None:
+    info = client.get("/info").json()
+    assert info == {
+        "model_id": "fake",
+        "model_sha": None,
+        "model_dtype": "float32",
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_concurrent_requests": 40,
+        "max_input_length": 64,
+        "max_batch_tokens": 8 * 64,
+        "max_batch_requests": 8,
+        "max_client_batch_size": 20,
+        "auto_truncate": True,
+        "tokenization_workers": 1,
+        "version": prorank_jax.__version__,
+        "sha": None,
+        "docker_label": None,
+    }
+    # Dify saves a model once it has seen both.
+    asked = json.loads((shared / "trials/06-tei-info/request.json").read_text())
+    score = sigmoid(known_score("ping", "pong"))
+    assert client.post("/rerank", json=asked).json() == [{"index": 0, "score": score, "text": "pong"}]
+
+
+def test_a_key_is_asked_for_everywhere_but_where_clients_look_first() -> None:
     with running(make_app(FakeReranker(), "fake", LIMITS, "key")) as address, httpx.Client(base_url=address) as client:
         asked = {"query": "q", "documents": ["a"]}
         for headers in ({}, {"Authorization": "Bearer kex"}, {"Authorization": "key"}, {"Authorization": "Basic key"}):
@@ -307,9 +536,10 @@ def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
             told = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             assert refused(response, 401, "authentication_error") == told
             assert response.headers["www-authenticate"] == "Bearer"
-        for path in ("/metrics", "/v1/models", "/openapi.json", "/docs", "/nothing", "//health", "/health/"):
+        for path in ("/metrics", "/openapi.json", "/docs", "/nothing", "//health", "/health/", "/v1/models/", "/INFO"):
             assert client.get(path).status_code == 401, path
-        assert client.get("/health").status_code == 200
+        for path in ("/health", "/info", "/v1/models"):
+            assert client.get(path).status_code == 200, path
         # Nothing of a body is held before the key is seen, and the answer reaches who sends a large one.
         assert client.post("/v1/rerank", content=b"a" * 8 * MIB).status_code == 401
         for key in ("Bearer key", "bearer key"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import FakeReranker, eventually, known_score
+from served import FakeReranker, eventually, known_score, known_tokens
 
 from prorank_jax.errors import InputError
 from prorank_jax.serving.batching import Batcher, Busy, Stopping, Work, shared
@@ -67,6 +67,8 @@ def test_a_work_of_many_pairs_keeps_nobody_waiting(reranker: FakeReranker, batch
         small = [batcher.submit(pairs(f"small {number}", 2), None) for number in range(3)]
     assert [scores(one) for one in small] == [known(f"small {number}", 2) for number in range(3)]
     assert scores(large) == known("large", 1000)
+    for work, query, count in ((large, "large", 1000), *((one, f"small {n}", 2) for n, one in enumerate(small))):
+        assert work.tokens == sum(known_tokens(*pair) for pair in pairs(query, count))
     # The batch behind the one that was being computed has all of the three and two of the large one.
     assert sorted(query for query, _ in reranker.calls[1]) == sorted(
         ["large"] * 2 + [f"small {number}" for number in range(3) for _ in range(2)]
@@ -109,6 +111,8 @@ def test_an_error_is_of_the_work_that_made_it(reranker: FakeReranker, batcher: B
         good = batcher.submit(pairs("q", 2), None)
         refused = [batcher.submit(pairs("q", 20), "none") for _ in range(2)]
     assert scores(good) == known("q", 2)
+    # Computed twice, with the others and alone, and counted once.
+    assert good.tokens == sum(known_tokens(*pair) for pair in pairs("q", 2))
     with pytest.raises(RuntimeError, match="out of memory"):
         scores(bad)
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -25,12 +25,15 @@ def test_the_page_tells_limits_errors_and_the_key(address: str) -> None:
     page = httpx.get(f"{address}/openapi.json", headers={"Authorization": "Bearer key"}).json()
     assert set(page["paths"]) == {
         *("/v1/rerank", "/v2/rerank", "/rerank", "/score", "/v1/score"),
-        *("/health", "/v1/models", "/metrics"),
+        *("/health", "/info", "/v1/models", "/metrics"),
     }
     asked = page["paths"]["/rerank"]["post"]
     assert set(asked["responses"]) == {"200", "401", "408", "413", "422", "429", "500", "503"}
     assert asked["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
-    assert asked["security"] == [{"key": []}] and "security" not in page["paths"]["/health"]["get"]
+    assert asked["security"] == page["paths"]["/metrics"]["get"]["security"] == [{"key": []}]
+    for path in ("/health", "/info", "/v1/models"):
+        found = page["paths"][path]["get"]
+        assert "security" not in found and "401" not in found["responses"], path
     assert page["components"]["schemas"]["RerankRequest"]["properties"]["documents"]["maxItems"] == 1000
     [several] = [
         one for one in page["components"]["schemas"]["ScoreRequest"]["properties"]["text_2"]["oneOf"] if "items" in one
@@ -45,4 +48,4 @@ def test_schemathesis_finds_nothing(address: str, tmp_path: Path, seed: int) -> 
         [SCHEMATHESIS, "run", f"{address}/openapi.json", *options], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "Tested: 8" in done.stdout and "Selected: 8/8" in done.stdout
+    assert "Tested: 9" in done.stdout and "Selected: 9/9" in done.stdout

@@ -84,7 +84,9 @@ def documents(count: int) -> list[str]:
 def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their_answers() -> None:
     texts = documents(128)
     pairs = [("Which place serves fish?", text) for text in texts]
-    expected = Reranker.from_pretrained("builtin:tiny").predict(pairs)
+    reranker = Reranker.from_pretrained("builtin:tiny")
+    expected = reranker.predict(pairs)
+    prompts = reranker.prompt.encode_batch(pairs)
     assert expected.std() > 0.05
 
     with server("--name", "tiny") as one:
@@ -92,7 +94,9 @@ def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their
 
         def ask(batch: slice) -> list[float]:
             asked = {"query": pairs[0][0], "documents": texts[batch], "raw_scores": True}
-            results = httpx.post(url, json=asked, timeout=120).json()["results"]
+            answer = httpx.post(url, json=asked, timeout=120).json()
+            results = answer["results"]
+            assert answer["usage"]["total_tokens"] == sum(map(len, prompts[batch]))
             return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
 
         whole = ask(slice(None))
@@ -115,9 +119,13 @@ def test_a_model_is_served_to_64_clients_as_to_one_and_stops_when_all_have_their
 
 def test_the_key_is_of_the_environment_and_ctrl_c_stops() -> None:
     with server(PRORANK_API_KEY="secret") as one:
-        assert httpx.get(f"{one.address}/v1/models").status_code == 401
-        answer = httpx.get(f"{one.address}/v1/models", headers={"Authorization": "Bearer secret"})
-        assert answer.json()["data"][0]["id"] == "builtin:tiny"
+        assert httpx.get(f"{one.address}/metrics").status_code == 401
+        answer = httpx.get(f"{one.address}/metrics", headers={"Authorization": "Bearer secret"})
+        assert "prorank_pairs_total 0.0" in answer.text
+        # Clients look up the model before they send a key.
+        assert httpx.get(f"{one.address}/v1/models").json()["data"][0]["id"] == "builtin:tiny"
+        info = httpx.get(f"{one.address}/info").json()
+        assert (info["model_id"], info["model_dtype"], info["max_input_length"]) == ("builtin:tiny", "float32", 512)
         assert one.stop(signal.SIGINT) == 0
         assert not any("secret" in line for line in one.lines)
 

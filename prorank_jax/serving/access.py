@@ -9,8 +9,8 @@ from prorank_jax.errors import InputError
 from prorank_jax.serving.refusals import refusal
 
 VARIABLE = "PRORANK_API_KEY"
-OPEN = "/health"
-"""What balancers ask is told without a key."""
+OPEN = frozenset({"/health", "/info", "/v1/models"})
+"""What balancers and clients ask before they send a key: whether the server is ready, and its model and limits."""
 
 
 def key_of_environment() -> str | None:
@@ -35,7 +35,7 @@ class KeyRequired:
         self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == OPEN or self._carried(scope):
+        if scope["type"] != "http" or scope["path"] in OPEN or self._carried(scope):
             await self._app(scope, receive, send)
             return
         message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"

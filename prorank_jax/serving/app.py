@@ -18,23 +18,14 @@ import prorank_jax
 from prorank_jax.errors import InputError
 from prorank_jax.serving import refusals
 from prorank_jax.serving.access import KeyRequired
+from prorank_jax.serving.answers import Health, Info, ModelList, RerankAnswer, ScoreAnswer, TextResult
 from prorank_jax.serving.batching import Batcher, Busy, Predictor, Stopping
 from prorank_jax.serving.bodies import BodyLimit
 from prorank_jax.serving.limits import Limits
 from prorank_jax.serving.meters import LEFT, STATUS, Metered, Meters
 from prorank_jax.serving.openapi import describe_in
 from prorank_jax.serving.refusals import Refused, json_response
-from prorank_jax.serving.shapes import (
-    EitherRequest,
-    Health,
-    ModelList,
-    RerankAnswer,
-    RerankRequest,
-    ScoreAnswer,
-    ScoreRequest,
-    TextResult,
-    TextsRequest,
-)
+from prorank_jax.serving.shapes import EitherRequest, RerankRequest, ScoreRequest, TextsRequest
 
 
 class Served(Predictor, Protocol):
@@ -42,6 +33,9 @@ class Served(Predictor, Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
 
     def warm_up(self, pairs: int, stopping: Callable[[], bool]) -> None: ...
 
@@ -90,8 +84,10 @@ def make_app(
         redoc_url=None,
     )
 
-    async def score(request: Request, query: str, texts: list[str], field: str, instruction: str | None) -> np.ndarray:
-        """Scores of texts, float32 [texts].
+    async def score(
+        request: Request, query: str, texts: list[str], field: str, instruction: str | None
+    ) -> tuple[np.ndarray, int]:
+        """Scores of texts, float32 [texts], and the tokens of their prompts.
 
         Raises:
           Refused: there are too many, or no room for them.
@@ -111,7 +107,7 @@ def make_app(
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if scores.done():
-                return scores.result()
+                return scores.result(), work.tokens
             raise ClientLeft
         except InputError as error:
             raise Refused(422, str(error)) from None
@@ -127,7 +123,7 @@ def make_app(
 
     async def ranked(request: Request, asked: RerankRequest) -> Response:
         texts = asked.texts_of_documents()
-        scores = await score(request, asked.query, texts, "documents", asked.instruction)
+        scores, tokens = await score(request, asked.query, texts, "documents", asked.instruction)
         results: list[dict[str, Any]] = [
             {"index": index, "relevance_score": shown(scores[index], asked.raw_scores)} for index in best(scores)
         ]
@@ -135,12 +131,22 @@ def make_app(
         if asked.return_documents:
             for result in results:
                 result["document"] = {"text": texts[result["index"]]}
-        meta = {"api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"}}
-        answer = {"id": f"rerank-{uuid.uuid4().hex}", "object": "list", "model": name, "results": results, "meta": meta}
+        answer = {
+            "id": f"rerank-{uuid.uuid4().hex}",
+            "object": "list",
+            "model": name,
+            "results": results,
+            "usage": usage(tokens),
+            "meta": {
+                "api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"},
+                "billed_units": {"search_units": search_units(len(texts))},
+                "tokens": {"input_tokens": tokens, "output_tokens": 0},
+            },
+        }
         return json_response(answer)
 
     async def texts_ranked(request: Request, asked: TextsRequest) -> Response:
-        scores = await score(request, asked.query, asked.texts, "texts", None)
+        scores, _ = await score(request, asked.query, asked.texts, "texts", None)
         results: list[dict[str, Any]] = [
             {"index": index, "score": shown(scores[index], asked.raw_scores)} for index in best(scores)
         ]
@@ -170,20 +176,42 @@ def make_app(
     @app.post("/v1/score", response_model=ScoreAnswer, tags=["score"])
     async def score_texts(request: Request, asked: Annotated[ScoreRequest, Body()]) -> Response:
         """Scores of one text against one or several, in the order sent: the API of vLLM."""
-        scores = await score(request, asked.text_1, asked.texts_of_documents(), "text_2", asked.instruction)
+        scores, tokens = await score(request, asked.text_1, asked.texts_of_documents(), "text_2", asked.instruction)
         data = [
             {"index": index, "object": "score", "score": shown(one, asked.raw_scores)}
             for index, one in enumerate(scores)
         ]
         now = int(time.time())
         answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": now, "model": name, "data": data}
-        return json_response(answer)
+        return json_response({**answer, "usage": usage(tokens)})
 
     @app.get("/v1/models", response_model=ModelList, tags=["server"])
     async def models() -> Response:
         """The model that is served."""
         card = {"id": name, "object": "model", "created": started, "owned_by": "prorank_jax"}
         return json_response({"object": "list", "data": [{**card, "max_model_len": reranker.max_length}]})
+
+    @app.get("/info", response_model=Info, tags=["server"])
+    async def info() -> Response:
+        """The model and the limits, as clients of text-embeddings-inference ask for them."""
+        return json_response(
+            {
+                "model_id": name,
+                "model_sha": None,
+                "model_dtype": reranker.dtype,
+                "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+                "max_concurrent_requests": limits.queue,
+                "max_input_length": reranker.max_length,
+                "max_batch_tokens": limits.batch * reranker.max_length,
+                "max_batch_requests": limits.batch,
+                "max_client_batch_size": limits.documents,
+                "auto_truncate": True,
+                "tokenization_workers": threads,
+                "version": prorank_jax.__version__,
+                "sha": None,
+                "docker_label": None,
+            }
+        )
 
     @app.get("/health", response_model=Health, tags=["server"])
     async def health() -> Response:
@@ -213,7 +241,7 @@ def best(scores: np.ndarray) -> Sequence[int]:
     return places
 
 
-def shown(score: np.float32, raw: bool) -> float:
+def shown(score: np.float32, raw: bool | None) -> float:
     """A score as it is sent: the sigmoid is taken in float64, where what float32 tells apart stays apart.
 
     >>> shown(np.float32(0), raw=False)
@@ -222,6 +250,15 @@ def shown(score: np.float32, raw: bool) -> float:
     value = float(score)
     # exp of more is infinite.
     return value if raw else 1 / (1 + math.exp(-max(value, -700.0)))
+
+
+def usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def search_units(documents: int) -> int:
+    """Cohere's unit: a query with up to 100 documents. None of them is split here, however long it is."""
+    return math.ceil(documents / 100)
 
 
 async def _gone(request: Request) -> None:

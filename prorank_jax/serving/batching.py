@@ -28,9 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class Predictor(Protocol):
-    """What scores pairs, as `Reranker` does."""
+    """What scores pairs and counts the tokens of their prompts, as `Reranker` does."""
 
-    def predict(self, pairs: Sequence[Pair], *, instruction: str | None = None) -> np.ndarray: ...
+    def predict_counted(
+        self, pairs: Sequence[Pair], *, instruction: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Busy(Exception):
@@ -46,13 +48,17 @@ class Stopping(Exception):
 
 
 class Work:
-    """The pairs of one request, and the future of their scores: float32 [pairs], in their order."""
+    """The pairs of one request, and the future of their scores: float32 [pairs], in their order.
+
+    Once there are all, `tokens` is the sum over the prompts that were computed for them.
+    """
 
     def __init__(self, pairs: Sequence[Pair], instruction: str | None) -> None:
         self.pairs = pairs
         self.instruction = instruction
         self.future: Future[np.ndarray] = Future()
         self.taken = 0
+        self.tokens = 0
         self._scores = np.empty(len(pairs), np.float32)
         self._missing = len(pairs)
         self._lock = threading.Lock()
@@ -68,10 +74,11 @@ class Work:
         self.taken = places.stop
         return places
 
-    def put(self, places: range, scores: np.ndarray) -> None:
-        """Scores of pairs that were taken; the future has its result once there are all."""
+    def put(self, places: range, scores: np.ndarray, tokens: np.ndarray) -> None:
+        """Scores and tokens of pairs that were taken; the future has its result once there are all."""
         self._scores[places.start : places.stop] = scores
         with self._lock:
+            self.tokens += int(tokens.sum())
             self._missing -= len(places)
             complete = self._missing == 0
         if complete:
@@ -199,14 +206,15 @@ class Batcher:
         pairs = [work.pairs[place] for work, places in shares for place in places]
         started = time.perf_counter()
         try:
-            scores = self._scores(pairs, shares[0][0].instruction)
+            scores, tokens = self._computed(pairs, shares[0][0].instruction)
         except Exception as error:
             self._failed(shares, error)
         else:
             start = 0
             for work, places in shares:
-                work.put(places, scores[start : start + len(places)])
-                start += len(places)
+                own = slice(start, start + len(places))
+                work.put(places, scores[own], tokens[own])
+                start = own.stop
             self._meters.pairs.inc(len(pairs))
         seconds = time.perf_counter() - started
         self._meters.batch_pairs.observe(len(pairs))
@@ -217,11 +225,11 @@ class Batcher:
             old = self._pairs_per_second or speed
             self._pairs_per_second = _MEMORY * old + (1 - _MEMORY) * speed
 
-    def _scores(self, pairs: list[Pair], instruction: str | None) -> np.ndarray:
-        scores = self._predictor.predict(pairs, instruction=instruction)
+    def _computed(self, pairs: list[Pair], instruction: str | None) -> tuple[np.ndarray, np.ndarray]:
+        scores, tokens = self._predictor.predict_counted(pairs, instruction=instruction)
         if not np.isfinite(scores).all():
             raise FloatingPointError("the model gives a score that is not finite")
-        return scores
+        return scores, tokens
 
     def _failed(self, shares: list[Share], error: Exception) -> None:
         """Computes alone what could not be computed together, so that one request cannot fail another."""
@@ -229,7 +237,7 @@ class Batcher:
             try:
                 if len(shares) == 1 or isinstance(error, InputError):
                     raise error
-                work.put(places, self._scores([work.pairs[place] for place in places], work.instruction))
+                work.put(places, *self._computed([work.pairs[place] for place in places], work.instruction))
             except Exception as own:
                 if not isinstance(own, InputError):
                     _log.error("a batch of %d pairs failed", len(places), exc_info=own)

@@ -28,7 +28,7 @@ def describe_in(app: FastAPI, limits: Limits, *, secured: bool) -> None:
                 "200": operation["responses"]["200"],
                 **_errors(method, path, limits, secured),
             }
-            if secured and path != OPEN:
+            if secured and path not in OPEN:
                 operation["security"] = [{"key": []}]
     page["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     if secured:
@@ -52,9 +52,9 @@ def _errors(method: str, path: str, limits: Limits, secured: bool) -> dict[str, 
             429: "Too much waits; try again.",
             503: "The server is stopping.",
         }
-    if path == OPEN:
+    if path == "/health":
         told[503] = "The server is warming up or stopping."
-    elif secured:
+    if secured and path not in OPEN:
         told[401] = "The key is missing or wrong."
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     return {

@@ -24,6 +24,8 @@ TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+_QUERIES = ("queries", "data_1", "inputs")
+"""Fields of other servers for what is a query here, or several."""
 _VALUE = 60
 """Characters of a value that a message shows."""
 
@@ -102,12 +104,27 @@ def told(error: RequestValidationError) -> str:
     if not place:
         return "body: not a JSON object; send one, with the header Content-Type: application/json"
     what = str(first["msg"]).removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f" ({_shown(first.get('input'))})"
+    if first["type"] == "missing":
+        value = _hint(str(first["loc"][-1]), first.get("input"))
+    else:
+        value = f" ({_shown(first.get('input'))})"
     more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
     return f"{place}: {what}{value}{more}"
 
 
+def _hint(missing: str, given: Any) -> str:
+    """What is added where a field is missing from an object."""
+    if missing == "text":
+        return "; text and title are read, or the fields that rank_fields names"
+    others = [name for name in _QUERIES if isinstance(given, dict) and name in given]
+    if missing in ("query", "text_1") and others:
+        return f"; {others[0]} is not read, send one request a query"
+    return ""
+
+
 def _shown(value: Any) -> str:
     # The whole of a long list is not written out only to be cut.
-    text = f"{len(value)} entries" if isinstance(value, list | dict) else ascii(value)
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = ascii(value)
     return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."

@@ -1,11 +1,24 @@
-"""What clients send and get: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
+"""What clients send: the forms of Cohere, Jina and vLLM, and those of text-embeddings-inference (TEI).
 
-Fields of theirs that change no score here (`user`, `priority`, `max_tokens_per_doc`) are let through and not read.
+Clients write null for a field that they leave out, and some write booleans and whole numbers as text; those are read.
+Anything else of the wrong type is refused. Fields that are not here are ignored (docs/serve.md lists them).
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from prorank_jax.data.beir_files import full_text
 from prorank_jax.serving.limits import MOST_DOCUMENTS
@@ -21,22 +34,61 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+_BOOLEANS = {text: text.lower() == "true" for text in ("true", "True", "TRUE", "false", "False", "FALSE")}
+_MOST_DIGITS = 18
+
+
+def _boolean(value: Any) -> Any:
+    """Reads true and false in text; "1" and "yes" are no booleans."""
+    return _BOOLEANS.get(value.strip(), value) if isinstance(value, str) else value
+
+
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 3.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON has one kind of number: 3.0 is an integer. So is "3" in text."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(f"-?[0-9]{{1,{_MOST_DIGITS}}}", value.strip()):
+        return int(value)
+    return value
 
 
 def _cut_is_fine(value: Any) -> Any:
-    if value is False:
+    if _boolean(value) is False:
         raise ValueError("texts are always cut to the model's length; leave it out, or say true")
+    return _boolean(value)
+
+
+def _or_text(typed: dict[str, Any], text: dict[str, Any]) -> WithJsonSchema:
+    """The schema of a value that is also read from text, and may be null."""
+    return WithJsonSchema({"anyOf": [typed, {"type": "string", **text}, {"type": "null"}]})
+
+
+Boolean = Annotated[bool | None, BeforeValidator(_boolean), _or_text({"type": "boolean"}, {"enum": list(_BOOLEANS)})]
+CutIsFine = Annotated[
+    Literal[True] | None,
+    BeforeValidator(_cut_is_fine),
+    _or_text({"const": True}, {"enum": [text for text, value in _BOOLEANS.items() if value]}),
+]
+Count = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(_whole),
+    _or_text({"type": "integer", "minimum": 1}, {"pattern": "^0*[1-9][0-9]*$", "maxLength": _MOST_DIGITS}),
+]
+
+
+def _one_text(value: Any) -> Any:
+    if isinstance(value, list):
+        raise ValueError("Input should be one text; send one request a query")
     return value
 
 
 Text = Annotated[str, BeforeValidator(_encodable)]
-Query = Annotated[Text, Field(description="What is looked for.", examples=["which place serves fish"])]
+Query = Annotated[
+    Text, BeforeValidator(_one_text), Field(description="What is looked for.", examples=["which place serves fish"])
+]
 RawScores = Annotated[
-    bool,
-    Field(description="Scores as the model gives them, differences of two logits, instead of their sigmoid in 0..1."),
+    Boolean,
+    Field(description="Scores as the model gives them, differences of two logits [default: their sigmoid, in 0..1]."),
 ]
 Model = Annotated[Text | None, Field(description="Any name: this server has one model.")]
 Instruction = Annotated[Text | None, Field(description="The task, in place of the one in the model's prompt.")]
@@ -48,15 +100,35 @@ class _Request(BaseModel):
 
 
 class DocumentObject(_Request):
-    """A document as an object: its text, and a title if it has one, which is read before the text."""
+    """A document as an object: its text, and a title if it has one, which is read before the text.
+
+    With `rank_fields`, a list of names, the values of the fields that it names are read in their place.
+    """
 
     text: Text
     title: Text | None = None
 
 
+def _each_once(names: list[str]) -> list[str]:
+    # Otherwise a small request could ask for a text that fills the memory.
+    return list(dict.fromkeys(names))
+
+
+def _fields_joined(document: Any, info: ValidationInfo) -> Any:
+    """The values of the fields that `rank_fields` names, one after the other as Cohere reads them."""
+    names = info.data.get("rank_fields")
+    if not names or not isinstance(document, dict):
+        return document
+    for name in names:
+        if not isinstance(document.get(name), str):
+            raise ValueError(f"no text in {name[:60]!a}, a field of rank_fields; add it, or name other fields")
+    return " ".join(document[name] for name in names if document[name]).strip()
+
+
 Document = Annotated[
     Annotated[Text, Tag("form:text")] | Annotated[DocumentObject, Tag("form:object")],
     Discriminator(lambda value: "form:object" if isinstance(value, dict | DocumentObject) else "form:text"),
+    BeforeValidator(_fields_joined),
 ]
 
 
@@ -64,14 +136,12 @@ class RerankRequest(_Request):
     """The form of Cohere, Jina and vLLM."""
 
     query: Query
+    # Its names are those of the documents' fields, which no schema can say: the page describes it in words.
+    rank_fields: SkipJsonSchema[Annotated[list[Text], AfterValidator(_each_once)] | None] = None
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    top_n: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        BeforeValidator(_whole),
-        Field(description="How many of the best to give [default: all]."),
-    ] = None
-    return_documents: Annotated[bool | None, Field(description="Give the texts, too.")] = None
-    raw_scores: RawScores = False
+    top_n: Annotated[Count, Field(description="How many of the best to give [default: all].")] = None
+    return_documents: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
+    raw_scores: RawScores = None
     instruction: Instruction = None
     model: Model = None
 
@@ -88,25 +158,22 @@ class TextsRequest(_Request):
 
     query: Query
     texts: Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    raw_scores: RawScores = False
-    return_text: Annotated[bool, Field(description="Give the texts, too.")] = False
-    truncate: Annotated[
-        Literal[True] | None,
-        BeforeValidator(_cut_is_fine),
-        Field(description="Texts are always cut to the model's length."),
-    ] = None
+    raw_scores: RawScores = None
+    return_text: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
+    truncate: Annotated[CutIsFine, Field(description="Texts are always cut to the model's length.")] = None
     truncation_direction: Annotated[
         Literal["right", "Right"] | None, Field(description="It is the end that is cut.")
     ] = None
 
 
 def _form(value: Any) -> str:
-    return "form:texts" if isinstance(value, TextsRequest) or "texts" in value else "form:documents"
+    texts = isinstance(value, TextsRequest) or (isinstance(value, dict) and value.get("texts") is not None)
+    return "form:texts" if texts else "form:documents"
 
 
 EitherRequest = Annotated[
     Annotated[RerankRequest, Tag("form:documents")] | Annotated[TextsRequest, Tag("form:texts")],
-    Discriminator(lambda value: _form(value) if isinstance(value, dict | BaseModel) else "form:documents"),
+    Discriminator(_form),
 ]
 
 
@@ -119,69 +186,10 @@ class ScoreRequest(_Request):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True), Tag("form:several")],
         Discriminator(lambda value: "form:several" if isinstance(value, list) else "form:one"),
     ]
-    raw_scores: RawScores = False
+    raw_scores: RawScores = None
     instruction: Instruction = None
     model: Model = None
 
     def texts_of_documents(self) -> list[str]:
         """What is scored."""
         return [self.text_2] if isinstance(self.text_2, str) else self.text_2
-
-
-class ReturnedDocument(BaseModel):
-    text: str
-
-
-class Result(BaseModel):
-    index: Annotated[int, Field(description="Place in the list that was sent, from 0.")]
-    relevance_score: Annotated[float, Field(description="In 0..1, the sigmoid of the model's score, or that score.")]
-    document: ReturnedDocument | None = None
-
-
-class RerankAnswer(BaseModel):
-    """Results, best first; equal scores in the order sent."""
-
-    id: str
-    object: Literal["list"]
-    model: str
-    results: list[Result]
-    meta: dict[str, Any]
-
-
-class TextResult(BaseModel):
-    index: int
-    score: float
-    text: str | None = None
-
-
-class ScoreResult(BaseModel):
-    index: int
-    object: Literal["score"]
-    score: float
-
-
-class ScoreAnswer(BaseModel):
-    """Scores in the order sent."""
-
-    id: str
-    object: Literal["list"]
-    created: Annotated[int, Field(description="Seconds since 1970.")]
-    model: str
-    data: list[ScoreResult]
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Health(BaseModel):
-    status: Literal["ok"]
