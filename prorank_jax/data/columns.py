@@ -16,8 +16,11 @@ def cells(line: str) -> list[str]:
 
     Only ASCII white space separates: an id may hold any other.
     """
-    if "\t" in line:
-        return [cell.strip(" \r") for cell in line.split("\t")]
+    return [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else by_blanks(line)
+
+
+def by_blanks(line: str) -> list[str]:
+    """The cells of a line that are separated by blanks or tabs."""
     return [cell.decode("utf-8") for cell in line.encode("utf-8").split()]
 
 

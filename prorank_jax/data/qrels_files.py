@@ -4,8 +4,8 @@
     query  iteration  document  grade    TREC: four columns; the iteration (0, Q0, 4.5) is not read
     qid  docid  rel  ...             a first line that names the columns, in any order
 
-Columns are separated by tabs, or by blanks where a line has no tab. A grade is a whole number, also as 1.0. One below 0,
-which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx count it as 0 in every measure here.
+Columns are separated by tabs, or by blanks where a line has no tab. A grade is a whole number, also as 1.0. One below
+0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx count it as 0 in every measure here.
 """
 
 import re
