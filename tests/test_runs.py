@@ -283,6 +283,8 @@ def test_ids_that_are_numbers_are_read(tmp_path):
         ("run.tsv", "q1 Q0 d1 1 2.5\n", ":1: 'q1 Q0 d1 1 2.5' has 5 columns; write"),
         ("run.csv", "q1,d1,1\n", ":1: 'q1,d1,1' has 1 columns; write"),
         ("run.tsv", "q1\td1\t1\nq1\td2\t2\t3.0\n", ":2: has 4 columns, and the first line 3; "),
+        ("run.txt", "a\rb", ":1: 'a\\rb' has 2 columns; write"),
+        ("run.txt", "x," * 99_999 + '"' + "y" * 200_000, ":1: 'x,x,x,"),
         # Judgements, which are no ranks, and a rank after scores.
         ("qrels.tsv", "q1\td1\t1\nq1\td2\t1\n", ":2: rank 1 stands twice for query 'q1'; "),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n", ":1: the columns query-id, corpus-id, score are not "),

@@ -120,7 +120,10 @@ def _of_width(rows: Iterable[tuple[str, list[str]]], width: int) -> Iterator[tup
 
 
 def _by_commas(line: str) -> list[str]:
-    return next(csv.reader([line]))
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # a carriage return, or a cell of more than csv holds
+        return [line]
 
 
 def _comma_rows(lines: Iterable[Line]) -> Iterator[tuple[str, list[str]]]:
