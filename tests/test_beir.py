@@ -99,9 +99,13 @@ def test_a_clean_folder_is_read_without_a_warning(tmp_path, caplog):
         ("3", "not a JSON object"),
         ('{"text": "x"}', "no field '_id'"),
         ('{"_id": "d3", "title": "x"}', "no field 'text'"),
-        ('{"_id": 3, "text": "x"}', "_id=3 is not a string"),
-        ('{"_id": "d3", "text": null}', "text=None is not a string"),
+        ('{"id": "d3", "contents": "x"}', "no field '_id', but 'id', 'contents'; every line has `_id` and `text`"),
+        ('{"_id": 3.5, "text": "x"}', "_id=3.5 is not a string"),
+        ('{"_id": true, "text": "x"}', "_id=True is not a string"),
+        ('{"_id": null, "text": "x"}', "_id=null is not a string"),
+        ('{"_id": "d3", "text": null}', 'text=null is not a string; write "" where there is none'),
         ('{"_id": "d3", "text": "x", "title": ["y"]}', "title=['y'] is not a string"),
+        ('{"_id": "d3", "text": "x", "title": 1984}', "title=1984 is not a string"),
         ('{"_id": "", "text": "x"}', "_id='' is empty"),
         ('{"_id": "d 3", "text": "x"}', "_id='d 3' is empty or has white space"),
         ('{"_id": "d1", "text": "x"}', "_id='d1' was given on a line before"),
@@ -169,10 +173,11 @@ def test_a_folder_without_qrels_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("q1\td2", "has 2 tab-separated columns"),
-        ("q1 d2 1", "has 1 tab-separated columns"),
-        ("q1\t0\td2\t1", "has 4 tab-separated columns"),
-        ("q1\td2\t1.0", "judgement '1.0' is not an integer"),
+        ("q1\td2", "has 2 columns, and the first line 3"),
+        ("q1,d2,1", "has 1 columns, and the first line 3"),
+        ("q1\t0\td2\t1", "has 4 columns, and the first line 3"),
+        ("q1\td2\t1.5", "judgement '1.5' is not an integer"),
+        ("q1\td2\tnan", "judgement 'nan' is not an integer"),
         ("q1\td2\t", "judgement '' is not an integer"),
         ("q1\td2\t1_0", "judgement '1_0' is not an integer"),
         ("q1\td2\t\u0661", "is not an integer"),
@@ -187,6 +192,89 @@ def test_a_bad_judgement_is_named(tmp_path, row, told):
     assert message.startswith(f"{tmp_path / 'qrels' / 'test.tsv'}:5: ")
     assert told in message
     assert len(message) < 300 + len(str(tmp_path))
+
+
+JUDGED = {"q2": {"d2": 2, "d1": 0}, "q1": {"d1": 1}}
+
+
+@pytest.mark.parametrize(
+    "qrels",
+    [
+        # TREC's four columns, by blanks and tabs; the iteration of TREC-COVID; anserini's Q0.
+        "q2 0 d2 2\nq2 0 d1 0\nq1 0 d1 1\n",
+        "q2\tQ0\td2\t2\nq2\tQ0\td1\t0\nq1\tQ0\td1\t1\n",
+        "q2 4.5 d2 2\r\nq2 4  d1   0 \r\n\r\nq1 Q0 d1 1\r\n\r\n",
+        "q2 d2 2\nq2 d1 0\nq1 d1 1\n",
+        # pandas: whole numbers as floats; other names and orders of columns, and columns that are not read.
+        "query-id\tcorpus-id\tscore\nq2\td2\t2.0\nq2\td1\t0.0\nq1\td1\t1.0\n",
+        "\ufeffqid\tdocid\trel\nq2\td2\t2\nq2\td1\t0\nq1\td1\t1\n",
+        "query_id doc_id relevance iteration\nq2 d2 2 0\nq2 d1 0 0\nq1 d1 1 0\n",
+        "query_id\tQ0\tdoc_id\tlabel\nq2\t0\td2\t2\nq2\t0\td1\t0\nq1\t0\td1\t1\n",
+        "\tdocno\tqid\tlabel\tquery\n0\td2\tq2\t2\twhat is water\n1\td1\tq2\t0\twater\n2\td1\tq1\t1\tx\n",
+        "a\tb\tscore\nq2\td2\t2\nq2\td1\t0\nq1\td1\t1\n",
+    ],
+)
+def test_judgements_of_other_tools_are_read(tmp_path, qrels):
+    assert read_beir(write(tmp_path, qrels=qrels), "test").qrels == JUDGED
+
+
+@pytest.mark.parametrize("name", ["trec-blanks", "float-grades", "other-header", "trec-covid"])
+def test_the_judgements_of_trials_are_read(shared, tmp_path, name):
+    trial = shared / "trials" / "03-trec-qrels-in-the-folder"
+    queries = "".join(f'{{"_id": "{query}", "text": "x"}}\n' for query in ("q1", "q2", "1"))
+    corpus = (trial / "collection" / "corpus.jsonl").read_text()
+    folder = write(tmp_path, corpus, queries, (trial / f"{name}.tsv").read_text())
+    assert (
+        read_beir(folder, "test").qrels
+        == {
+            "trec-blanks": {"q1": {"d1": 1}, "q2": {"d3": 2}},
+            "float-grades": {"q1": {"d1": 1}, "q2": {"d3": 2}},
+            "other-header": {"q1": {"d1": 1}},
+            "trec-covid": {"1": {"d1": 2, "d2": 0}},
+        }[name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ("q1 d1", "'q1 d1' has 2 columns; write query id, document id and judgement, or TREC's four: query id, 0,"),
+        ("q1 0 d1 1 x", "'q1 0 d1 1 x' has 5 columns; write"),
+        ("topic\tpassage\tlevel", "judgement 'level' is not an integer; write 0, 1, 2, ..."),
+        ("q1,d1,1", "'q1,d1,1' has 1 columns; write"),
+    ],
+)
+def test_a_first_line_that_is_neither_judgement_nor_header_is_named(tmp_path, first, told):
+    assert f"test.tsv:1: {told}" in refusal(write(tmp_path, qrels=first + "\nq1\td1\t1\n"))
+
+
+def test_judgements_under_another_name_are_pointed_at(tmp_path):
+    (write(tmp_path) / "qrels" / "test.tsv").rename(tmp_path / "qrels" / "qrels.txt")
+    assert refusal(tmp_path) == (
+        f"{tmp_path / 'qrels'}: holds no .tsv file, but qrels.txt; name judgements by their split, as test.tsv"
+    )
+
+
+def test_a_null_title_is_none(shared):
+    # As `datasets` and pandas write a document without one.
+    collection = read_beir(shared / "trials" / "04-title-null", "test")
+    assert collection.documents == {"d0": "a dog", "d1": "Cats a cat"}
+
+
+def test_values_as_pandas_writes_them_are_read(tmp_path):
+    corpus = '{"_id": 1, "title": NaN, "text": "one", "metadata": null}\n{"_id": 20, "title": "Two", "text": ""}\n'
+    queries = '{"_id": 7, "text": "what", "title": null, "metadata": {"a": [1]}}\n'
+    collection = read_beir(write(tmp_path, corpus, queries, "7\t1\t1\n7\t20\t0\n"), "test")
+    assert (collection.documents, collection.queries) == ({"1": "one", "20": "Two"}, {"7": "what"})
+    corpus += '{"_id": "20", "text": "x"}\n'
+    assert "corpus.jsonl:3: _id='20' was given on a line before" in refusal(write(tmp_path, corpus, queries, "7 1 1\n"))
+
+
+def test_a_malformed_split_does_not_block_another(tmp_path):
+    write(tmp_path)
+    (tmp_path / "qrels" / "train.tsv").write_text("q1\td1\n")
+    assert read_beir(tmp_path, "test").qrels == JUDGED
+    assert "train.tsv:1: 'q1\\td1' has 2 columns" in refusal(tmp_path, "train")
 
 
 def test_a_judgement_given_twice_alike_is_one(tmp_path):

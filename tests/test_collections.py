@@ -15,7 +15,7 @@ from test_documents import ROWS, TEXTS, write_collection
 
 from prorank_jax.data import tfds_beir
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.collections import is_collection, open_collection, prepare_collection, splits
+from prorank_jax.data.collections import describe, is_collection, open_collection, prepare_collection, splits
 from prorank_jax.errors import InputError
 
 
@@ -232,8 +232,9 @@ FAULTS: dict[str, tuple[Break, str]] = {
         "{folder}corpus.jsonl: is empty; write one JSON object a line",
     ),
     "wrong columns": (
-        lambda folder: (folder / "qrels" / "test.tsv").write_text("q b 1\n"),
-        "{folder}qrels/test.tsv:1: 'q b 1' has 1 tab-separated columns; write query id, document id, score",
+        lambda folder: (folder / "qrels" / "test.tsv").write_text("q b\n"),
+        "{folder}qrels/test.tsv:1: 'q b' has 2 columns; write query id, document id and judgement, or TREC's four: "
+        "query id, 0, document id and judgement",
     ),
     "no splits": (
         lambda folder: (folder / "qrels" / "test.tsv").unlink(),
@@ -281,6 +282,46 @@ def test_a_fault_leaves_nothing_that_is_trusted(made: Path, cache: Path) -> None
     assert prepared_folders(cache) == []
     (made / "corpus.jsonl").write_text(lines)
     assert dict(open_collection(made, "test").documents) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_malformed_split_is_refused_only_where_it_is_asked_for(made: Path, kind: str) -> None:
+    (made / "qrels" / "train.tsv").write_text("q\tb\t1\nq\ta\tyes\n")
+    (made / "qrels" / "._test.tsv").write_bytes(b"\x00\xff")
+    source = made if kind == "folder" else zipped(made)
+    for _ in range(2):  # prepared, and read back
+        assert open_collection(source, "test").qrels == {"q": {"b": 1}}
+        assert "train.tsv:2: judgement 'yes' is not an integer; write 0, 1, 2, ..." in refusal(source, "train")
+        assert refusal(source, "dev") == "made: qrels: no split 'dev'; the splits are test"
+    assert splits(source) == ["._test", "test", "train"]
+    prepared = prepare_collection(source)
+    assert "judgements: test 1; not readable: ._test, train (" in describe(prepared, 0.0)
+    # A collection prepared before there was such a thing is read.
+    about = json.loads((prepared.folder / "collection.json").read_text())
+    del about["refused"]
+    (prepared.folder / "collection.json").write_text(json.dumps(about))
+    assert open_collection(source, "test").qrels == {"q": {"b": 1}}
+
+
+def test_nothing_but_malformed_splits_is_refused(made: Path, cache: Path) -> None:
+    (made / "qrels" / "test.tsv").write_text("q\tb\tyes\n")
+    with pytest.raises(InputError, match="test.tsv:1: judgement 'yes' is not an integer"):
+        prepare_collection(made)
+    assert prepared_folders(cache) == []
+
+
+def test_trec_judgements_beside_beirs_are_a_split(shared: Path) -> None:
+    folder = shared / "trials" / "03-trec-qrels-in-the-folder" / "collection"
+    assert open_collection(folder, "test").qrels == {"q1": {"d1": 1}, "q2": {"d3": 2}, "q3": {"d6": 1}}
+    assert open_collection(folder, "trec_test").qrels == {"q1": {"d1": 1}, "q2": {"d3": 1}}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_null_title_is_prepared_as_none(made: Path, shared: Path, kind: str) -> None:
+    shutil.copytree(shared / "trials" / "04-title-null", made, dirs_exist_ok=True)
+    (made / "README.md").unlink()
+    found = open_collection(made if kind == "folder" else zipped(made), "test")
+    assert dict(found.documents) == {"d0": "a dog", "d1": "Cats a cat"}
 
 
 def test_a_split_that_is_not_there(made: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_read_run_drops_the_query_itself_before_it_is_cut(tmp_path):
         ("q1 Q0 d 2 2 1.0 x", "has 7 columns"),
         ("q1 Q0 d2 two 1.0 x", "rank 'two' is not an integer"),
         ("q1 Q0 d2 1_0 1.0 x", "rank '1_0' is not an integer"),
-        ("q1 Q0 d2 1.0 1.0 x", "rank '1.0' is not an integer"),
+        ("q1 Q0 d2 1.5 1.0 x", "rank '1.5' is not an integer"),
         ("q1 Q0 d2 2 1_0.5 x", "score '1_0.5' is not a finite number"),
         ("q1 Q0 d2 2 high x", "score 'high' is not a finite number"),
         ("q1 Q0 d2 2 nan x", "score 'nan' is not a finite number"),
@@ -179,7 +179,14 @@ def test_a_packed_trec_run_is_read(tmp_path):
         ('{"q1": {"d1": true}}', ": query 'q1': document 'd1': score True is not a number"),
         ('{"q1": {"d1": null}}', ": query 'q1': document 'd1': score None is not a number"),
         ('{"q1": ["d1"]}', ": query 'q1': ['d1'] is not an object of documents"),
-        ('[{"q1": {"d1": 1}}]', ": [[('q1', [('d1', 1)])]] is not an object of queries"),
+        ('[{"q1": {"d1": 1}}]', ": item 1: {'q1': {'d1': 1}} is no ranking; "),
+        ('{"q1": {"d1": {"a": {"b": {}}}}}', ": {'q1': {'d1': {'a': {'b': {}}}}} is nested too deep; "),
+        ('{"q1": [{"d1": 1}]}', ": query 'q1': [{'d1': 1}] is not an object of documents"),
+        ("3", ": 3 is not an object of queries"),
+        (
+            '{"q1": {"d1": 1}}\n{"q2": {"d1": 1}}',
+            ":2: not valid JSON (Extra data); name it .jsonl if each line is a value",
+        ),
         ('{"q1": {"d1": 1}', ":1: not valid JSON (Expecting ',' delimiter)"),
         ("{}", ": is empty"),
         ('{"q1": {}}', ": is empty"),
@@ -195,6 +202,150 @@ def test_a_bad_json_run_is_named(tmp_path, text, told):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("colbert4.tsv", {"q1": [("d1", 21.5), ("d2", 20.1)]}),
+        ("floatrank.trec", {"q1": [("d1", 9.0), ("d2", 8.0)]}),
+        ("header_pandas.tsv", {"q1": [("d1", 9.5)]}),
+        # No scores: minus the rank.
+        ("msmarco.tsv", {"q1": [("d1", -1.0), ("d2", -2.0)], "q2": [("d3", -1.0)]}),
+        ("mteb2.json", {"q1": [("d1", 9.5), ("d2", 8.5)]}),
+        ("pyterrier.parquet", {"q1": [("d1", 9.5), ("d2", 8.5)]}),
+        ("rankllm.json", {"q1": [("d1", 9.5), ("d2", 8.5)]}),
+        ("rankllm.jsonl", {"q1": [("d1", 9.5), ("d2", 8.5)]}),
+    ],
+)
+def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
+    path = shared / "trials" / "11-runs-of-other-tools" / name
+    assert read_run(path) == expected
+    assert candidates(DRINKS, str(path), 10) == {"q1": [], "q2": []} | expected
+    if not name.endswith(".parquet"):
+        packed = tmp_path / f"{name}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        assert read_run(packed) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        # The rank decides where there is nothing else, whatever the order of lines; the score where there is one.
+        ("run.tsv", "q1\td2\t2\nq1\td1\t1\n", [("d1", -1.0), ("d2", -2.0)]),
+        ("run.tsv", "q1 d2 1 3.5\nq1 d1 2 4.5\n", [("d1", 4.5), ("d2", 3.5)]),
+        ("run.tsv", "q1\td2\t2\t4.5\nq1\td1\t1\t4.5\n", [("d1", 4.5), ("d2", 4.5)]),
+        # Tevatron: query, document, score.
+        ("rank.txt", "q1\td2\t71.25\nq1\td1\t80.0\n", [("d1", 80.0), ("d2", 71.25)]),
+        ("rank.txt", "q1\td2\t-1e-05\nq1\td1\t0.5\n", [("d1", 0.5), ("d2", -1e-05)]),
+        # PyTerrier: ranks from 0, `docid` is a number of its index, texts with commas and quotes.
+        (
+            "res.csv",
+            ',qid,docid,docno,rank,score,query\n0,q1,7,d2,1,1.5,"tea, ""black"""\n1,q1,3,d1,0,2.5,"a\nb"\n',
+            [("d1", 2.5), ("d2", 1.5)],
+        ),
+        ("res.csv", "qid,docno,rank\nq1,d2,1.0\nq1,d1,0.0\n", [("d1", 0.0), ("d2", -1.0)]),
+        ("res.tsv", '\ufeffQuery-ID\tDoc-ID\tScore\ttext\r\nq1\td1\t2\t"a\r\n\r\nq1\td2\t1\tb', [("d1", 2), ("d2", 1)]),
+        ("res.trec", "query_id q0 doc_id rank score run_id\nq1 Q0 d1 1 9.5 t\n", [("d1", 9.5)]),
+        ("rows.jsonl", '{"qid": "q1", "docno": "d1", "score": 2, "rank": 0}\n', [("d1", 2.0)]),
+        (
+            "rows.json",
+            '[{"query_id": "q1", "doc_id": "d2", "rank": 2}, {"rank": 1, "query_id": "q1", "doc_id": "d1"}]',
+            [("d1", -1.0), ("d2", -2.0)],
+        ),
+        # RankGPT.
+        (
+            "hits.json",
+            '[{"query": "x", "hits": [{"qid": "q1", "docid": "d1", "rank": 1, "score": 2.5, "content": "y"}]}]',
+            [("d1", 2.5)],
+        ),
+        ("old.json", '{"test": {"q1": {"d1": 1.5}}, "dev": {"q1": {"d2": 1.0}}}', [("d1", 1.5)]),
+        ("new.json", '{"en": {"test": {"q1": {"d1": 1}}}, "de": {"dev": {"q1": {"d2": 1}}}}', [("d1", 1.0)]),
+    ],
+)
+def test_runs_as_other_tools_write_them(tmp_path, name, text, expected):
+    path = tmp_path / name
+    path.write_text(text, newline="")
+    assert candidates(DRINKS, str(path), 10)["q1"] == expected
+
+
+def test_ids_that_are_numbers_are_read(tmp_path):
+    (tmp_path / "run.json").write_text(
+        '[{"query": {"qid": 264014}, "candidates": [{"docid": 7, "score": 1}, {"docid": "8", "score": 2}]}]'
+    )
+    assert read_run(tmp_path / "run.json") == {"264014": [("8", 2.0), ("7", 1.0)]}
+    pyarrow.parquet.write_table(pyarrow.table({"qid": [1], "pid": [22], "rank": [3]}), tmp_path / "run.parquet")
+    assert read_run(tmp_path / "run.parquet") == {"1": [("22", -3.0)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("run.tsv", "q1 d1\n", ":1: 'q1 d1' has 2 columns; write `query Q0 document rank score tag`, or convert it by"),
+        ("run.tsv", "q1 Q0 d1 1 2.5\n", ":1: 'q1 Q0 d1 1 2.5' has 5 columns; write"),
+        ("run.csv", "q1,d1,1\n", ":1: 'q1,d1,1' has 1 columns; write"),
+        ("run.tsv", "q1\td1\t1\nq1\td2\t2\t3.0\n", ":2: has 4 columns, and the first line 3; "),
+        ("run.txt", "a\rb", ":1: 'a\\rb' has 2 columns; write"),
+        ("run.txt", "x," * 99_999 + '"' + "y" * 200_000, ":1: 'x,x,x,"),
+        # Judgements, which are no ranks, and a rank after scores.
+        ("qrels.tsv", "q1\td1\t1\nq1\td2\t1\n", ":2: rank 1 stands twice for query 'q1'; "),
+        ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n", ":1: the columns query-id, corpus-id, score are not "),
+        ("run.tsv", "q1\td1\t0.5\nq1\td2\t1\n", ":2: '1' is a rank, and the first line has a score; "),
+        ("run.tsv", "q1\td1\t1\nq1\td2\t1.5\n", ":2: rank '1.5' is not an integer; "),
+        ("run.tsv", "q1\td1\tnan\n", ":1: score 'nan' is not a finite number"),
+        ("run.csv", "qid,docno,score\nq1,d1,inf\n", ":2: score 'inf' is not a finite number"),
+        ("run.csv", "qid,docno,score\nq1,d1\n", ":2: has 2 columns, and the first line 3; "),
+        ("run.csv", 'qid,docno,score\n"q1,d1,1\n', ":2: not readable as CSV ("),
+        ("run.csv", "qid,title,score\nq1,d1,1\n", ":1: the columns qid, title, score are not those of a run; "),
+        ("run.jsonl", '{"qid": "q1", "docid": "d1"}\n', ":1: {'qid': 'q1', 'docid': 'd1'} is no ranking; "),
+        ("run.jsonl", '{"qid": "q1", "docid": "d1", "score": NaN}\n', ":1: score nan is not a finite number"),
+        (
+            "run.json",
+            '[{"query": {"text": "x"}, "hits": 3}]',
+            ": item 1: {'query': {'text': 'x'}, 'hits': 3} is no ranking; ",
+        ),
+        (
+            "run.json",
+            '[{"query": {"qid": "q"}, "candidates": [{"docid": "d"}]}]',
+            ": item 1: candidate 1: score None is no",
+        ),
+        (
+            "run.jsonl",
+            '{"qid": "q", "docid": "d", "score": null, "rank": 1}',
+            ":1: score None is not a number; write one",
+        ),
+        (
+            "run.jsonl",
+            '{"qid": "q", "pid": 1, "score": 1}\n{"qid": "q", "pid": 2, "rank": 2}',
+            ":2: {'qid': 'q', 'pid': 2, ",
+        ),
+        ("run.json", '[{"query": {"qid": "q"}, "candidates": ["d"]}]', ": item 1: candidate 1: 'd' is not an object"),
+        (
+            "run.jsonl",
+            '{"query": {"qid": 1}, "candidates": []}\n' * 2,
+            ":2: query '1' stands twice; keep one of them",
+        ),
+        ("run.json", "[]", ": is empty"),
+        ("run.json", '[["q1", "d1"]]', ": item 1: ['q1', 'd1'] is no ranking; "),
+        (
+            "run.json",
+            '{"mteb_model_meta": {}, "x": {"dev": {"q1": {"d1": 1}}}}',
+            ": has the predictions of x/dev, none of the split 'test'; give those of this split",
+        ),
+        (
+            "run.json",
+            '{"en": {"test": {"q1": {"d1": 1}}}, "de": {"test": {"q1": {"d2": 1}}}}',
+            ": has the predictions of en/test, de/test; keep one of them in a file",
+        ),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path, name, text, told):
+    path = tmp_path / name
+    path.write_text(text, newline="")
+    with pytest.raises(InputError) as caught:
+        candidates(DRINKS, str(path), 10)
+    assert str(caught.value).startswith(f"{path}{told}"), str(caught.value)
+    assert "\n" not in str(caught.value) and "[('" not in str(caught.value)
+
+
 def test_a_json_run_that_is_not_utf_8_is_refused(tmp_path):
     path = tmp_path / "run.json"
     path.write_bytes(b'{"q1": {"d\xff": 1}}')
@@ -205,8 +356,12 @@ def test_a_json_run_that_is_not_utf_8_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"q_id": ["q1"], "doc_id": ["d1"]}, ": has no column 'score'; a run has q_id, doc_id, score"),
-        ({"q_id": ["q1"], "doc_id": [1], "score": [1.0]}, ":1: id 1 is not a string"),
+        (
+            {"q_id": ["q1"], "doc_id": ["d1"]},
+            ": the columns q_id, doc_id are not those of a run; name them qid, docno, ",
+        ),
+        ({"query-id": ["q1"], "corpus-id": ["d1"], "score": [1]}, ": the columns query-id, corpus-id, score are not "),
+        ({"q_id": ["q1"], "doc_id": [1.0], "score": [1.0]}, ":1: id 1.0 is not a string"),
         ({"q_id": ["q1", None], "doc_id": ["d1", "d2"], "score": [1.0, 2.0]}, ":2: id None is not a string"),
         ({"q_id": ["q1"], "doc_id": ["d1"], "score": ["1"]}, ":1: score '1' is not a number"),
         ({"q_id": ["q1", "q1"], "doc_id": ["d1", "d1"], "score": [2, 1]}, ":2: document 'd1' stands twice for query"),

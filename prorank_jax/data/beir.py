@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES, FolderFiles, Qrels, distinct, full_text
+from prorank_jax.data.beir_files import CORPUS, QRELS, QUERIES, FolderFiles, distinct, full_text
+from prorank_jax.data.qrels_files import Qrels
 from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)

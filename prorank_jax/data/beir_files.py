@@ -1,12 +1,13 @@
 """The files of a collection in BEIR layout, read strictly: those of a folder, of a zip, or of NanoBEIR.
 
-    corpus.jsonl, queries.jsonl   {"_id": ..., "title": ..., "text": ...} a line; the title may be left out
-    qrels/<split>.tsv             query id, document id and judgement, after a line that names them
+    corpus.jsonl, queries.jsonl   {"_id": ..., "title": ..., "text": ...} a line; the title may be left out, or null
+    qrels/<split>.tsv             judgements, as `qrels_files.py` reads them
 
 A file that another tool would read by guessing is refused with its line.
 """
 
 import io
+import math
 import re
 import struct
 import zipfile
@@ -16,17 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, cast
 
 from prorank_jax.data.lines import Line, lines_of, parse_object, read_lines, shown
+from prorank_jax.data.qrels_files import Qrels, parse_qrels
 from prorank_jax.errors import InputError
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 
-# ASCII only: `int` alone would also take "1_000", " 1" and digits of other scripts.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 # What separates the columns of a TREC run; other Unicode spaces are ordinary letters there.
 _ASCII_SPACE = re.compile(r"[ \t\n\r\v\f]")
-
-Qrels = dict[str, dict[str, int]]
-"""Query id -> document id -> judgement."""
 
 
 class Entry(NamedTuple):
@@ -77,7 +74,8 @@ class FolderFiles:
         return distinct(entries(objects(read_lines(self.folder / QUERIES)), self.place(None)))
 
     def splits(self) -> list[str]:
-        return _some_splits((file.stem for file in (self.folder / QRELS).glob("*.tsv")), str(self.folder / QRELS))
+        folder = self.folder / QRELS
+        return _splits([file.name for file in folder.iterdir()] if folder.is_dir() else [], str(folder))
 
     def qrels(self, split: str) -> Qrels:
         return parse_qrels(read_lines(self.folder / QRELS / f"{split}.tsv"), self.place(split))
@@ -129,8 +127,7 @@ class ZipFiles:
         paths = [
             PurePosixPath(name.removeprefix(self._prefix)) for name in self._names if name.startswith(self._prefix)
         ]
-        found = (path.stem for path in paths if path.suffix == ".tsv" and path.parent == PurePosixPath(QRELS))
-        return _some_splits(found, self._place(QRELS))
+        return _splits([path.name for path in paths if path.parent == PurePosixPath(QRELS)], self._place(QRELS))
 
     def qrels(self, split: str) -> Qrels:
         return parse_qrels(self._lines(f"{QRELS}/{split}.tsv"), self.place(split))
@@ -202,35 +199,6 @@ class NanoFiles:
                 raise InputError(f"{file}: not readable as Parquet ({reason}); download it again") from None
 
 
-def parse_qrels(lines: Iterable[Line], name: str) -> Qrels:
-    """The judgements on the lines of a file; `name` is the file, for messages.
-
-    Raises:
-      InputError: a line is malformed, a document is judged twice and differently, or there is no judgement.
-    """
-    qrels: Qrels = {}
-    for position, (place, line) in enumerate(lines):
-        columns = line.split("\t")
-        if len(columns) != 3:
-            raise InputError(
-                f"{place}: {shown(line)} has {len(columns)} tab-separated columns; write query id, document id, score"
-            )
-        query_id, document_id, judgement = columns
-        if position == 0 and judgement.strip().lower() == "score":
-            continue
-        if not _INTEGER.fullmatch(judgement):
-            raise InputError(f"{place}: judgement {shown(judgement)} is not an integer; write 0, 1, 2, ...")
-        of_query = qrels.setdefault(query_id, {})
-        if of_query.setdefault(document_id, int(judgement)) != int(judgement):
-            raise InputError(
-                f"{place}: document {shown(document_id)} is judged {of_query[document_id]} and {judgement} "
-                f"for query {shown(query_id)}; keep one of the two"
-            )
-    if not qrels:
-        raise InputError(f"{name}: holds no judgement; write lines of query id, document id, score")
-    return qrels
-
-
 def objects(lines: Iterable[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(place, fields)` of each line; InputError where one is no JSON object."""
     for place, line in lines:
@@ -248,18 +216,43 @@ def entries(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterato
         empty = False
         for field in ("_id", "text"):
             if field not in row:
-                raise InputError(f"{place}: no field {field!r}; every line has `_id` and `text`")
-        for field in ("_id", "text", "title"):
-            if not isinstance(row.get(field, ""), str):
-                raise InputError(f"{place}: {field}={shown(row[field])} is not a string; write it in quotes")
-        identifier = row["_id"]
-        if not identifier or _ASCII_SPACE.search(identifier):
-            raise InputError(
-                f"{place}: _id={shown(identifier)} is empty or has white space, which a TREC run cannot hold; rename it"
-            )
-        yield Entry(place, identifier, row.get("title", ""), row["text"])
+                others = f", but {', '.join(map(shown, list(row)[:5]))}" if row else ""
+                raise InputError(f"{place}: no field {field!r}{others}; every line has `_id` and `text`")
+        yield Entry(place, _id(place, row["_id"]), _title(place, row.get("title")), _text(place, row["text"]))
     if empty:
         raise InputError(f"{name}: is empty; write one JSON object a line")
+
+
+def _id(place: str, value: Any) -> str:
+    # pandas writes ids that are numbers as numbers.
+    identifier = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(identifier, str):
+        raise InputError(f"{place}: _id={_of_json(value)} is not a string; write it in quotes")
+    if not identifier or _ASCII_SPACE.search(identifier):
+        raise InputError(
+            f"{place}: _id={shown(identifier)} is empty or has white space, which a TREC run cannot hold; rename it"
+        )
+    return identifier
+
+
+def _title(place: str, value: Any) -> str:
+    # `datasets` and pandas write null where there is none, and Python's own json NaN for theirs.
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{place}: title={shown(value)} is not a string; write it in quotes")
+    return value
+
+
+def _text(place: str, value: Any) -> str:
+    if not isinstance(value, str):
+        remedy = 'write "" where there is none' if value is None else "write it in quotes"
+        raise InputError(f"{place}: text={_of_json(value)} is not a string; {remedy}")
+    return value
+
+
+def _of_json(value: Any) -> str:
+    return "null" if value is None else shown(value)
 
 
 def distinct(found: Iterable[Entry]) -> Iterator[Entry]:
@@ -282,8 +275,12 @@ def full_text(title: str, text: str) -> str:
     return f"{title} {text}".strip()
 
 
-def _some_splits(found: Iterable[str], folder: str) -> list[str]:
-    splits = sorted(found)
+def _splits(names: Iterable[str], folder: str) -> list[str]:
+    """The splits that the files of a folder of judgements are of."""
+    files = sorted(names)
+    splits = [name.removesuffix(".tsv") for name in files if name.endswith(".tsv")]
+    if not splits and files:
+        raise InputError(f"{folder}: holds no .tsv file, but {files[0]}; name judgements by their split, as test.tsv")
     if not splits:
         raise InputError(f"{folder}: holds no .tsv file; a BEIR folder has its judgements there")
     return splits

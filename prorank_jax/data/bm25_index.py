@@ -32,7 +32,7 @@ from prorank_jax.progress import progress
 if TYPE_CHECKING:
     import bm25s
 
-_VERSION = 1
+_VERSION = 2
 """Of how an index is made; one of another version is made again."""
 _ABOUT = "prorank.json"
 _CHUNK_CHARACTERS = 8_000_000

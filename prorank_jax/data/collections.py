@@ -43,8 +43,9 @@ def open_collection(source: str | Path, split: str) -> Collection:
 
 
 def splits(source: str | Path) -> list[str]:
-    """The splits of a collection that have judgements; prepares it as `open_collection` does."""
-    return sorted(prepare_collection(source).qrels)
+    """The splits that a collection has judgements of, malformed ones too; prepares it as `open_collection` does."""
+    prepared = prepare_collection(source)
+    return sorted([*prepared.qrels, *prepared.refused])
 
 
 def prepare_collection(source: str | Path) -> PreparedCollection:
@@ -97,6 +98,9 @@ def _is_zip(path: Path) -> bool:
 def describe(prepared: PreparedCollection, seconds: float) -> str:
     """A line on what there is and where."""
     judgements = ", ".join(f"{split} {records_of(shards):,}" for split, shards in sorted(prepared.qrels.items()))
+    if prepared.refused:
+        reason = prepared.refused[min(prepared.refused)]
+        judgements += f"; not readable: {', '.join(sorted(prepared.refused))} ({reason})"
     return (
         f"{prepared.name}: {records_of(prepared.corpus):,} documents, {records_of(prepared.queries):,} queries; "
         f"judgements: {judgements}; {seconds:.1f} s: {prepared.folder}"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prorank_jax.data.beir import Collection, check_split, judged_collection, judged_queries
-from prorank_jax.data.beir_files import Qrels
 from prorank_jax.data.documents import StoredDocuments
+from prorank_jax.data.qrels_files import Qrels
 from prorank_jax.data.records import Records
 from prorank_jax.data.tf_example import unpack
 from prorank_jax.errors import InputError
@@ -58,13 +58,17 @@ class PreparedCollection:
     """The files of `document_index.py`, and their bytes."""
     places: dict[str, str]
     """The file that the judgements of a split were read from, for messages."""
+    refused: dict[str, str]
+    """What is wrong with the judgements of a split that could not be read."""
 
     def split(self, split: str) -> Collection:
         """The queries and judgements of a split, read into memory, and the documents, which stay on disk.
 
         Raises:
-          InputError: there is no such split, or no judgement of it is usable.
+          InputError: there is no such split, its judgements are malformed, or none of them is usable.
         """
+        if split in self.refused:
+            raise InputError(self.refused[split])
         check_split(split, sorted(self.qrels), f"{self.name}: qrels")
         qrels: Qrels = {}
         for record in self._records(self.qrels[split]):
@@ -106,6 +110,7 @@ def read_prepared(folder: Path) -> PreparedCollection | None:
             qrels={split: _shards(shards) for split, shards in about["qrels"].items()},
             tables=about["tables"],
             places=about["places"],
+            refused=about.get("refused", {}),
         )
     except FileNotFoundError:
         return None

@@ -23,11 +23,12 @@ Run = dict[str, list[tuple[str, float]]]
 def read_run(path: str | Path, depth: int | None = None, collection: Collection | None = None) -> Run:
     """Reads a run from a file of any format that `run_files.py` knows.
 
-    Candidates are sorted by score, ties by rank where the format has one, and then by their order in the file.
+    Candidates are sorted by score, ties by rank where the format has one, and then by their order in the file. Where a
+    format has ranks and no scores, as MS MARCO's, the score is minus the rank.
 
     Args:
       depth: candidates kept per query; all where None.
-      collection: where given, entries of other queries are left out, and documents are checked.
+      collection: where given, entries of other queries and splits are left out, and documents are checked.
 
     Raises:
       InputError: the file is missing, empty or malformed (with its line), a document stands twice for
@@ -36,7 +37,7 @@ def read_run(path: str | Path, depth: int | None = None, collection: Collection 
     path = Path(path)
     rows: dict[str, dict[str, tuple[float, int]]] = {}
     empty = True
-    for place, query_id, document_id, rank, score in entries(path):
+    for place, query_id, document_id, rank, score in entries(path, None if collection is None else collection.split):
         empty = False
         if collection is not None:
             if query_id not in collection.queries:

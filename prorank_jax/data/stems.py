@@ -1,15 +1,15 @@
-"""Texts as numbers of stems: lower case, words of two letters or more, no English stop words, Snowball's stemmer.
+"""Texts as numbers of stems: the words of `words.py` without English stop words, by Snowball's English stemmer.
 
 The stems are those of `bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"))`, of which a million
-documents would make lists of Python objects.
+documents would make lists of Python objects. Words of other scripts than the Latin are left as they are.
 """
 
-import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-_words = re.compile(r"\b\w\w+\b").findall
+from prorank_jax.data.words import words
+
 _LEFT_OUT = -1
 
 
@@ -40,7 +40,7 @@ class Stems:
         stems: list[int] = []
         ends = []
         for text in texts:
-            stems.extend(map(number, _words(text.lower())))
+            stems.extend(map(number, words(text)))
             ends.append(len(stems))
         every = np.array(stems, np.int32)
         kept = every != _LEFT_OUT

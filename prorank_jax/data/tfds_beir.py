@@ -4,8 +4,9 @@
     NanoBeir    NanoBEIR, from the Hugging Face hub            NanoBeir(config="scifact", data_dir=...)
     LocalBeir   a folder or a zip                              local_beir("mine", "mine", path)(data_dir=...)
 
-The splits are `corpus`, `queries` and `qrels_<split>`, in the order of their files. TFDS' own writer holds a split in
-memory to shuffle it, and past 1 GB needs TensorFlow; `_generate_splits` writes records as they come.
+The splits are `corpus`, `queries` and `qrels_<split>`, in the order of their files. Malformed judgements have no split:
+what is wrong with them is kept, for those who ask for it. TFDS' own writer holds a split in memory to shuffle it, and
+past 1 GB needs TensorFlow; `_generate_splits` writes records as they come.
 """
 
 import logging
@@ -174,9 +175,19 @@ class BeirBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         folder = Path(self.data_dir)
         infos, parts = [], {}
-        for part, examples in self._split_generators(dl_manager).items():
+        refused: dict[str, str] = {}
+        generators = self._split_generators(dl_manager)
+        splits = _qrels_parts(self._beir_files.splits())
+        for part, examples in generators.items():
             template = self._get_filename_template(split_name=part)
-            lengths = _write(examples, template)
+            try:
+                lengths = _write(examples, template)
+            except InputError as error:
+                # It is refused where somebody asks for this split.
+                if part not in splits or len(refused) == len(splits) - 1:
+                    raise
+                refused[splits[part]] = str(error)
+                continue
             paths = [Path(path) for path in template.sharded_filepaths(len(lengths))]
             sizes = [path.stat().st_size for path in paths]
             shards = zip(paths, sizes, lengths, strict=True)
@@ -184,16 +195,16 @@ class BeirBuilder(tfds.core.GeneratorBasedBuilder):
             infos.append(
                 tfds.core.SplitInfo(name=part, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template)
             )
-        splits = _qrels_parts(self._beir_files.splits())
         PreparedCollection(
             folder=folder,
             name=cast(BeirConfig, self.builder_config).collection,
             key=self._key,
             corpus=parts[CORPUS],
             queries=parts[QUERIES],
-            qrels={split: parts[part] for part, split in splits.items()},
+            qrels={split: parts[part] for part, split in splits.items() if part in parts},
             tables={name: (folder / name).stat().st_size for name in TABLES},
             places={split: self._beir_files.place(split) for split in splits.values()},
+            refused=refused,
         ).write()
         return infos
 

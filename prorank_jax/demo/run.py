@@ -89,7 +89,7 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     for name, params in models.items():
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
         out = workdir / "evaluation" / name
-        figures = Evaluation(reranker, test, run, FirstStage().told, DEPTH).write(out, show_progress=True)
+        figures = Evaluation(reranker, test, run, FirstStage().protocol(test), DEPTH).write(out, show_progress=True)
         rows[name] = {"ndcg@10": figures["metrics"]["ndcg@10"]}
         if name == "score":
             add_measurement(trained.export, figures, trained.prompt)

@@ -14,6 +14,7 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.bm25_index import ANSERINI
 from prorank_jax.data.candidates import BM25, candidates, find_run
 from prorank_jax.data.runs import Run, read_run, write_run
+from prorank_jax.data.words import spaceless_scripts
 from prorank_jax.evaluation.folder import GO_ON, digest_of, make, read_json, texts_digest
 
 _FILE = "first_stage.trec"
@@ -37,17 +38,20 @@ class FirstStage(NamedTuple):
           InputError: as `candidates.find_run`.
         """
         if self.source == "bm25":
-            return [self.depth, *self.bm25]
+            return [self.depth, *self.bm25, *spaceless_scripts(collection.queries.values())]
         with find_run(collection, self.source).open("rb") as file:
             return [self.depth, hashlib.file_digest(file, "sha256").hexdigest()]
 
-    @property
-    def told(self) -> str:
-        """The first stage with its settings, for the protocol."""
+    def protocol(self, collection: Collection) -> str:
+        """The first stage with its settings, and how the queries of the collection were taken apart where that is not
+        by spaces: `BM25 (k1 0.9, b 0.4, title and text, character bigrams for Han)`.
+        """
         if self.source != "bm25":
             return self.source
         fields = "title and text" if self.bm25.title_weight is None else f"text, title^{self.bm25.title_weight:g}"
-        return f"BM25 (k1 {self.bm25.k1:g}, b {self.bm25.b:g}, {fields})"
+        scripts = spaceless_scripts(collection.queries.values())
+        words = f", character bigrams for {', '.join(scripts)}" if scripts else ""
+        return f"BM25 (k1 {self.bm25.k1:g}, b {self.bm25.b:g}, {fields}{words})"
 
 
 def kept_candidates(

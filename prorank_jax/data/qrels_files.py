@@ -1,0 +1,69 @@
+"""Files of judgements (qrels): BEIR's, TREC's, and tables that name their columns.
+
+    query-id  corpus-id  score       BEIR: three columns, with or without this line
+    query  iteration  document  grade    TREC: four columns; the iteration (0, Q0, 4.5) is not read
+    qid  docid  rel  ...             a first line that names the columns, in any order
+
+Columns are separated by tabs, or by blanks where a line has no tab. A grade is a whole number, also as 1.0. One below
+0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx count it as 0 in every measure here.
+"""
+
+import re
+from collections.abc import Iterable
+
+from prorank_jax.data.columns import DOCUMENT, GRADE, QUERY, cells, find
+from prorank_jax.data.lines import Line, shown
+from prorank_jax.errors import InputError
+
+Qrels = dict[str, dict[str, int]]
+"""Query id -> document id -> judgement."""
+
+# ASCII only: `int` alone would also take "1_000", " 1" and digits of other scripts.
+_WHOLE = re.compile(r"([+-]?[0-9]{1,9})(\.0*)?")
+_FORMS = "write query id, document id and judgement, or TREC's four: query id, 0, document id and judgement"
+_POSITIONS = {3: (0, 1, 2), 4: (0, 2, 3)}
+
+
+def parse_qrels(lines: Iterable[Line], name: str) -> Qrels:
+    """The judgements on the lines of a file; `name` is the file, for messages.
+
+    Raises:
+      InputError: a line is malformed, a document is judged twice and differently, or there is no judgement.
+    """
+    qrels: Qrels = {}
+    width, positions = 0, (0, 0, 0)
+    for place, line in lines:
+        columns = cells(line)
+        if not width:
+            width = len(columns)
+            if (named := _header(columns)) is not None:
+                positions = named
+                continue
+            if width not in _POSITIONS:
+                raise InputError(f"{place}: {shown(line)} has {width} columns; {_FORMS}")
+            positions = _POSITIONS[width]
+        if len(columns) != width:
+            raise InputError(f"{place}: {shown(line)} has {len(columns)} columns, and the first line {width}; {_FORMS}")
+        query_id, document_id, judgement = (columns[position] for position in positions)
+        if not (whole := _WHOLE.fullmatch(judgement)):
+            raise InputError(f"{place}: judgement {shown(judgement)} is not an integer; write 0, 1, 2, ...")
+        grade = int(whole[1])
+        of_query = qrels.setdefault(query_id, {})
+        if of_query.setdefault(document_id, grade) != grade:
+            raise InputError(
+                f"{place}: document {shown(document_id)} is judged {of_query[document_id]} and {judgement} "
+                f"for query {shown(query_id)}; keep one of the two"
+            )
+    if not qrels:
+        raise InputError(f"{name}: holds no judgement; write lines of query id, document id, score")
+    return qrels
+
+
+def _header(columns: list[str]) -> tuple[int, int, int] | None:
+    """Where a line that names the columns has query, document and judgement; None where it is no such line."""
+    query, document, grade = find(columns, QUERY), find(columns, (*DOCUMENT, "corpus_id")), find(columns, GRADE)
+    if query is not None and document is not None and grade is not None:
+        return query, document, grade
+    if len(columns) in _POSITIONS and find(columns[-1:], GRADE) is not None:
+        return _POSITIONS[len(columns)]
+    return None

@@ -1,0 +1,149 @@
+"""Run files that are tables: lines of text, and Parquet.
+
+    query Q0 document rank score tag   TREC, by blanks or tabs
+    query document rank score          ColBERT
+    query document rank                MS MARCO: whole numbers, and the rank decides
+    query document score               Tevatron: numbers with a point
+    qid docno rank score ...           a first line that names the columns, by tabs, commas or blanks; or Parquet
+
+Of named columns, those of query and document (`columns.py` has their names) and `score` or `rank` are read.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prorank_jax.data.columns import DOCUMENT, QUERY, RANK, SCORE, by_blanks, find
+from prorank_jax.data.lines import Line, read_lines, shown
+from prorank_jax.data.run_entries import TREC, Entry, entry, is_whole, number, of_different_ranks, parsed
+from prorank_jax.errors import InputError
+
+
+class Named(NamedTuple):
+    """The places of the columns in a table that names them."""
+
+    query: int
+    document: int
+    score: int | None
+    rank: int | None
+
+    def entry(self, place: str, row: Sequence[object], read: Callable[[str, Any], float]) -> Entry:
+        """The entry of a row; `read` makes a score of a cell."""
+        score = None if self.score is None else read(place, row[self.score])
+        return entry(place, row[self.query], row[self.document], score, None if self.rank is None else row[self.rank])
+
+    def entries(
+        self, rows: Iterable[tuple[str, Sequence[object]]], read: Callable[[str, Any], float]
+    ) -> Iterator[Entry]:
+        """The entries of `(place, cells)`."""
+        found = (self.entry(place, row, read) for place, row in rows)
+        return of_different_ranks(found) if self.score is None else found
+
+    def without_others(self) -> "Named":
+        """The places where a table has these columns alone, in this order."""
+        score = None if self.score is None else 2
+        rank = None if self.rank is None else 2 + (score is not None)
+        return Named(0, 1, score, rank)
+
+
+def named(names: Sequence[str]) -> Named | None:
+    """Where a header has the columns of a run; None where it lacks one."""
+    query, document, score, rank = (find(names, known) for known in (QUERY, DOCUMENT, SCORE, RANK))
+    if query is None or document is None or (score is None and rank is None):
+        return None
+    return Named(query, document, score, rank)
+
+
+def read_text(path: Path) -> Iterator[Entry]:
+    lines = read_lines(path)
+    if (first := next(lines, None)) is None:
+        return iter(())
+    place, line = first
+    separators: list[Callable[[str], list[str]]] = [lambda text: text.split("\t"), _by_commas, by_blanks]
+    for separate in separators:
+        if find(header := separate(line), QUERY) is not None:
+            if (columns := named(header)) is None:
+                raise _no_columns(place, header)
+            rows = _comma_rows(lines) if separate is _by_commas else ((at, separate(text)) for at, text in lines)
+            return columns.entries(_of_width(rows, len(header)), parsed)
+    return _unnamed(chain([first], lines), place, line)
+
+
+def read_parquet(path: Path) -> Iterator[Entry]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if (columns := named(names)) is None:
+                raise _no_columns(str(path), names)
+            wanted = [names[position] for position in columns if position is not None]
+            rows = chain.from_iterable(
+                zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
+                for batch in table.iter_batches(columns=wanted)
+            )
+            placed = ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
+            yield from columns.without_others().entries(placed, number)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: not readable as Parquet ({reason}); make or download it again") from None
+
+
+def _unnamed(lines: Iterable[Line], place: str, first: str) -> Iterator[Entry]:
+    cells = by_blanks(first)
+    rows = _of_width(((place, by_blanks(line)) for place, line in lines), len(cells))
+    if len(cells) == 6:
+        return Named(query=0, document=2, score=4, rank=3).entries(rows, parsed)
+    if len(cells) == 4:
+        return Named(query=0, document=1, score=3, rank=2).entries(rows, parsed)
+    if len(cells) != 3:
+        raise InputError(f"{place}: {shown(first)} has {len(cells)} columns; {TREC}")
+    if is_whole(cells[2]):
+        return Named(query=0, document=1, score=None, rank=2).entries(rows, parsed)
+    return Named(query=0, document=1, score=2, rank=None).entries(rows, _no_rank)
+
+
+def _no_rank(place: str, score: str) -> float:
+    if is_whole(score):
+        raise InputError(f"{place}: {shown(score)} is a rank, and the first line has a score; write one or the other")
+    return parsed(place, score)
+
+
+def _of_width(rows: Iterable[tuple[str, list[str]]], width: int) -> Iterator[tuple[str, list[str]]]:
+    for place, cells in rows:
+        if len(cells) != width:
+            raise InputError(f"{place}: has {len(cells)} columns, and the first line {width}; {TREC}")
+        yield place, cells
+
+
+def _by_commas(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # a carriage return, or a cell of more than csv holds
+        return [line]
+
+
+def _comma_rows(lines: Iterable[Line]) -> Iterator[tuple[str, list[str]]]:
+    """The rows of CSV; the place of one is its last line."""
+    place = ""
+
+    def texts() -> Iterator[str]:
+        nonlocal place
+        for at, line in lines:
+            place = at
+            yield f"{line}\n"
+
+    try:
+        for cells in csv.reader(texts(), strict=True):
+            yield place, cells
+    except csv.Error as error:
+        raise InputError(f"{place}: not readable as CSV ({error}); {TREC}") from None
+
+
+def _no_columns(place: str, names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{place}: the columns {', '.join(names)} are not those of a run; name them qid, docno, and score or rank"
+    )
