@@ -31,6 +31,11 @@ class Row(NamedTuple):
     shape: str
     """The fields that the row was read from."""
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a part of what is known of its query."""
+        return self.shape.startswith("query, document,")
+
 
 def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a file, of a folder or pattern of files, or of files on the Hugging Face hub, all of one shape.

@@ -1,20 +1,23 @@
 """Rows of training data become ArrayRecord files, once: groups that `prepared.py` reads by position.
 
-Consecutive pointwise rows of one query and instruction become one group. Preparing takes no memory that grows with
-the number of rows.
+Pointwise rows of one query and instruction become one group, in the order of the queries' first rows. Where a query
+comes back after another, rows wait on disk to be put in order (`by_query.py`), with some bytes of memory for each.
 """
 
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from prorank_jax.atomic import alone, write_atomically, writing
+from prorank_jax.data.by_query import ScatteredQuery, consecutive, in_order, query_of
 from prorank_jax.data.files import HUB, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
 from prorank_jax.errors import InputError
@@ -26,8 +29,11 @@ SHARD_GROUPS = 500_000
 MOST_DOCUMENTS = 1024
 """Documents of a group; the rows of a query that has more become several groups."""
 _SHARDS = "groups-*.array_record"
+_WAITING = "rows-"
 # Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
+_GROUPING = "by query"
+"""How groups are made; groups that were made in another way are made again."""
 
 
 def prepare(
@@ -55,6 +61,7 @@ def prepare(
     files = find_files(path)
     made_of = {
         "version": VERSION,
+        "grouping": _GROUPING,
         "single": single,
         "positives_only": positives_only,
         "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
@@ -65,18 +72,36 @@ def prepare(
             if (about := read_about(out)) is not None and about["made_of"] == made_of:
                 return open_prepared(out)
             (out / ABOUT).unlink(missing_ok=True)
-            for unfinished in out.glob(_SHARDS):
-                unfinished.unlink()
-            prepared = _write(path, out, single, positives_only)
+            prepared = _prepare(path, out, single, positives_only)
             about = asdict(prepared) | {"made_of": made_of}
             del about["folder"]
             write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
             return prepared
 
 
-def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
+def _prepare(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
+    _empty(out)
+    try:
+        return _write(path, consecutive(read_rows(path)), out, single, positives_only)
+    except ScatteredQuery:
+        _empty(out)
+    with TemporaryDirectory(dir=out, prefix=_WAITING) as waiting:
+        rows = in_order(noted(read_rows(path), str(path), "rows read"), Path(waiting))
+        return _write(path, rows, out, single, positives_only)
+
+
+def _empty(out: Path) -> None:
+    """Removes what an unfinished preparation has left."""
+    for unfinished in out.glob(_SHARDS):
+        unfinished.unlink()
+    for waiting in out.glob(f"{_WAITING}*"):
+        shutil.rmtree(waiting)
+
+
+def _write(path: str | Path, rows: Iterable[Row], out: Path, single: bool, positives_only: bool) -> PreparedFolder:
     tally = _Tally(str(path))
-    records = tally.kept(_grouped(tally.counted(read_rows(path)), single), positives_only)
+    groups = _grouped(tally.counted(rows))
+    records = tally.kept(_alone(groups) if single else groups, positives_only)
     shards: list[Shard] = []
     for first in records:
         file = out / f"groups-{len(shards):05d}.array_record"
@@ -144,27 +169,19 @@ class _Tally:
             yield record
 
 
-def _grouped(rows: Iterable[Row], single: bool) -> Iterator[Record]:
-    """Groups of rows; `single` makes one of each document."""
+def _grouped(rows: Iterable[Row]) -> Iterator[Record]:
+    """Consecutive pointwise rows of a query become a group; another row is one."""
     waiting: Record | None = None
+    query = None
     for row in rows:
-        if single:
-            for i, document in enumerate(row.documents):
-                scores = None if row.scores is None else [row.scores[i]]
-                yield Record(row.query, row.instruction, [document], [row.labels[i]], scores)
-            continue
-        # Only a pointwise row is a part of a group.
-        partial = row.shape.startswith("query, document,")
-        if waiting is not None and not (
-            partial
-            and (waiting.query, waiting.instruction) == (row.query, row.instruction)
-            and len(waiting.documents) < MOST_DOCUMENTS
-        ):
+        more = waiting is not None and row.pointwise and query_of(row) == query
+        if waiting is not None and not (more and len(waiting.documents) < MOST_DOCUMENTS):
             yield waiting
             waiting = None
         if waiting is None:
             scores = None if row.scores is None else list(row.scores)
             waiting = Record(row.query, row.instruction, list(row.documents), list(row.labels), scores)
+            query = query_of(row)
         else:
             waiting.documents.extend(row.documents)
             waiting.labels.extend(row.labels)
@@ -172,6 +189,14 @@ def _grouped(rows: Iterable[Row], single: bool) -> Iterator[Record]:
                 waiting.scores.extend(row.scores or ())
     if waiting is not None:
         yield waiting
+
+
+def _alone(groups: Iterable[Record]) -> Iterator[Record]:
+    """Each document of the groups as a group."""
+    for group in groups:
+        for i, document in enumerate(group.documents):
+            scores = None if group.scores is None else [group.scores[i]]
+            yield Record(group.query, group.instruction, [document], [group.labels[i]], scores)
 
 
 def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
