@@ -90,6 +90,53 @@ def test_a_text_may_stand_for_a_list_of_one(tmp_path: Path):
     assert next(read_rows(write(tmp_path / "rows.jsonl", [scored]))).scores == (2.0, -1.0)
 
 
+def test_a_positive_among_the_negatives_is_dropped_from_them(shared: Path, caplog: pytest.LogCaptureFixture):
+    file = shared / "trials" / "09-positive-among-negatives" / "rows.jsonl"
+    [row] = read_rows(file)
+    assert (row.documents, row.labels) == (("Crabs eat algae.", "Crabs walk sideways."), (1.0, 0.0))
+    assert caplog.messages == [
+        f"{file}: 1 of 1 rows have a document as relevant and as not relevant, 0 have one twice; it is kept once, "
+        "by its highest label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "documents", "labels", "scores", "counts"),
+    [
+        # Whitespace around a text makes no other text; what is kept stays as it is.
+        ({"pos": ["a "], "neg": ["\na", "b", "b"]}, ("a ", "b"), (1.0, 0.0), None, (1, 0)),
+        ({"pos": ["a", "a"], "neg": ["b", "c", "b"]}, ("a", "b", "c"), (1.0, 0.0, 0.0), None, (0, 1)),
+        # The score of the label that is kept, and not that of the first.
+        (
+            {"pos": ["a"], "neg": ["b", "a"], "pos_scores": [3], "neg_scores": [-1, -2]},
+            *(("a", "b"), (1.0, 0.0), (3.0, -1.0), (1, 0)),
+        ),
+        (
+            {"documents": ["a", "b", "a"], "labels": [0, 1, 2], "scores": [5, 6, 7]},
+            *(("b", "a"), (1.0, 2.0), (6.0, 7.0), (1, 0)),
+        ),
+        ({"documents": ["a", "a"], "scores": [0.5, -0.5]}, ("a",), (1.0,), (0.5,), (1, 0)),
+        # Two grades of a relevant document are no contradiction of the kind that is counted first.
+        ({"documents": ["a", "b", "a"], "labels": [1, 0, 2]}, ("b", "a"), (0.0, 2.0), None, (0, 1)),
+    ],
+)
+def test_a_document_that_is_repeated_in_a_row_is_kept_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: Any, documents: Any, labels: Any, scores: Any, counts: Any
+):
+    file = write(tmp_path / "rows.jsonl", [{"query": "q"} | row, {"query": "q"} | row])
+    for found in read_rows(file):
+        assert (found.documents, found.labels, found.scores) == (documents, labels, scores)
+    contradicting, repeating = (2 * count for count in counts)
+    assert [message.partition(": ")[2].partition(";")[0] for message in caplog.messages] == [
+        f"{contradicting} of 2 rows have a document as relevant and as not relevant, {repeating} have one twice"
+    ]
+
+
+def test_rows_without_repeated_documents_warn_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert len(list(read_rows(write(tmp_path / "rows.jsonl", [*TRIPLES, TRIPLES[0]])))) == 3
+    assert caplog.messages == []
+
+
 def test_a_folder_and_a_pattern_are_their_files_by_name(tmp_path: Path):
     write(tmp_path / "b.jsonl", [POINTWISE[1]])
     write(tmp_path / "a.parquet", [POINTWISE[0]])

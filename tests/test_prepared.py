@@ -85,6 +85,22 @@ def test_whitespace_around_a_query_is_no_other_query(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_a_pair_with_two_labels_has_the_higher_one(tmp_path: Path, caplog: pytest.LogCaptureFixture, single: bool):
+    rows = pointwise(("q", "a", 0), ("r", "a", 0), ("r", "c", 1), ("q", "b", 0), ("q", "a", 2), ("r", "c", 1))
+    folder = made(write(tmp_path / "rows.jsonl", rows), single=single, positives_only=not single)
+    assert [(group.query, *pair) for group in all_groups(folder) for pair in zip(*group[1:3], strict=True)] == [
+        ("q", "b", 0),
+        ("q", "a", 2),
+        ("r", "a", 0),
+        ("r", "c", 1),
+    ]
+    assert caplog.messages == [
+        f"{tmp_path / 'rows.jsonl'}: 1 of 2 queries have a document as relevant and as not relevant, 1 have one twice; "
+        "it is kept once, by its highest label"
+    ]
+
+
 def test_another_instruction_is_another_group(tmp_path: Path):
     rows = pointwise(("q", "a", 1), ("q", "b", 1))
     rows[1]["instruction"] = "Judge."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prorank_jax.data.lines import parse_object, read_lines
+from prorank_jax.data.repeats import Repeats
 from prorank_jax.data.rows import FIELDS, SHAPES, checked, of_one_shape
 from prorank_jax.errors import InputError
 from prorank_jax.storage import fetched
@@ -40,14 +41,19 @@ class Row(NamedTuple):
 def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a file, of a folder or pattern of files, or of files on the Hugging Face hub, all of one shape.
 
+    A document that a row repeats is there once, by its highest label; the last row is followed by one warning, where
+    there were such.
+
     Raises:
       InputError: there is no such file; a file is empty, damaged or not of these shapes; a value is of the wrong type
         or not finite; a row has neither labels nor scores; shapes are mixed. With the file, the line (of a Parquet
         file, the row) and the remedy.
     """
-    rows = ((place, _row(place, fields)) for place, fields in read_fields(path))
+    repeats = Repeats()
+    rows = ((place, _row(place, fields, repeats)) for place, fields in read_fields(path))
     for _, row in of_one_shape((place, row.shape, row) for place, row in rows):
         yield row
+    repeats.warn(str(path), "rows")
 
 
 def read_fields(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +158,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{file}: not readable as Parquet ({reason}); make or download it again") from None
 
 
-def _row(place: str, fields: Mapping[str, Any]) -> Row:
+def _row(place: str, fields: Mapping[str, Any], repeats: Repeats) -> Row:
     row = checked(place, fields)
     documents: list[str]
     labels: list[float] | None
@@ -174,11 +180,12 @@ def _row(place: str, fields: Mapping[str, Any]) -> Row:
                 else f"{place}: no field 'label'; a query and a document need a label or a score"
             )
         labels = [score > 0 for score in scores]
+    kept = repeats.kept(documents, labels)
     return Row(
         query=row["query"],
-        documents=tuple(documents),
-        labels=tuple(map(float, labels)),
-        scores=None if scores is None else tuple(map(float, scores)),
+        documents=tuple(documents[i] for i in kept),
+        labels=tuple(float(labels[i]) for i in kept),
+        scores=None if scores is None else tuple(float(scores[i]) for i in kept),
         instruction=row.get("instruction"),
         shape=", ".join(name for name in row if name != "instruction"),
     )

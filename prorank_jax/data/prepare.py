@@ -20,6 +20,7 @@ from prorank_jax.atomic import alone, write_atomically, writing
 from prorank_jax.data.by_query import ScatteredQuery, consecutive, in_order, query_of
 from prorank_jax.data.files import HUB, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
+from prorank_jax.data.repeats import Repeats
 from prorank_jax.errors import InputError
 from prorank_jax.progress import noted
 
@@ -100,7 +101,7 @@ def _empty(out: Path) -> None:
 
 def _write(path: str | Path, rows: Iterable[Row], out: Path, single: bool, positives_only: bool) -> PreparedFolder:
     tally = _Tally(str(path))
-    groups = _grouped(tally.counted(rows))
+    groups = _distinct(_grouped(tally.counted(rows)), tally.repeats)
     records = tally.kept(_alone(groups) if single else groups, positives_only)
     shards: list[Shard] = []
     for first in records:
@@ -117,6 +118,7 @@ def _write(path: str | Path, rows: Iterable[Row], out: Path, single: bool, posit
             f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
             "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
         )
+    tally.repeats.warn(str(path), "queries")
     if tally.skipped:
         _log.warning(
             "%s: %d of %d groups have no relevant document and are skipped",
@@ -147,6 +149,7 @@ class _Tally:
         self.rows = self.groups = self.skipped = self.without_positive = 0
         self.lowest_label = math.inf
         self.longest_instruction: str | None = None
+        self.repeats = Repeats()
 
     def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in noted(rows, self.name, "rows"):
@@ -191,12 +194,26 @@ def _grouped(rows: Iterable[Row]) -> Iterator[Record]:
         yield waiting
 
 
+def _distinct(groups: Iterable[Record], repeats: Repeats) -> Iterator[Record]:
+    """The groups with each document once, which `files.read_rows` cannot see to in pointwise rows."""
+    for group in groups:
+        kept = repeats.kept(group.documents, group.labels)
+        yield group if len(kept) == len(group.documents) else _at(group, kept)
+
+
 def _alone(groups: Iterable[Record]) -> Iterator[Record]:
     """Each document of the groups as a group."""
     for group in groups:
-        for i, document in enumerate(group.documents):
-            scores = None if group.scores is None else [group.scores[i]]
-            yield Record(group.query, group.instruction, [document], [group.labels[i]], scores)
+        for position in range(len(group.documents)):
+            yield _at(group, [position])
+
+
+def _at(group: Record, positions: list[int]) -> Record:
+    """The group with some of its documents."""
+    scores = None if group.scores is None else [group.scores[i] for i in positions]
+    return group._replace(
+        documents=[group.documents[i] for i in positions], labels=[group.labels[i] for i in positions], scores=scores
+    )
 
 
 def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
