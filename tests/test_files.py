@@ -23,6 +23,10 @@ TRIPLES = [
 LISTWISE = [{"query": "q", "documents": ["a", "b", "c"], "scores": [2.5, 0, -1]}]
 SHAPES = "a row has query and document, query, pos and neg, or query and documents"
 
+NAME_THEM = "say what they are in data.fields"
+SCORED = "data.fields, or get scores with prorank data score"
+DOCUMENT = "write a string, or an object with the strings `text` and, if it has one, `title`"
+
 
 def write(path: Path, rows: list[Any]) -> Path:
     """Rows as the file's name says; a string stands as a line of its own."""
@@ -90,6 +94,53 @@ def test_a_text_may_stand_for_a_list_of_one(tmp_path: Path):
     assert next(read_rows(write(tmp_path / "rows.jsonl", [scored]))).scores == (2.0, -1.0)
 
 
+def test_a_positive_among_the_negatives_is_dropped_from_them(shared: Path, caplog: pytest.LogCaptureFixture):
+    file = shared / "trials" / "09-positive-among-negatives" / "rows.jsonl"
+    [row] = read_rows(file)
+    assert (row.documents, row.labels) == (("Crabs eat algae.", "Crabs walk sideways."), (1.0, 0.0))
+    assert caplog.messages == [
+        f"{file}: 1 of 1 rows have a document as relevant and as not relevant, 0 have one twice; it is kept once, "
+        "by its highest label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "documents", "labels", "scores", "counts"),
+    [
+        # Whitespace around a text makes no other text; what is kept stays as it is.
+        ({"pos": ["a "], "neg": ["\na", "b", "b"]}, ("a ", "b"), (1.0, 0.0), None, (1, 0)),
+        ({"pos": ["a", "a"], "neg": ["b", "c", "b"]}, ("a", "b", "c"), (1.0, 0.0, 0.0), None, (0, 1)),
+        # The score of the label that is kept, and not that of the first.
+        (
+            {"pos": ["a"], "neg": ["b", "a"], "pos_scores": [3], "neg_scores": [-1, -2]},
+            *(("a", "b"), (1.0, 0.0), (3.0, -1.0), (1, 0)),
+        ),
+        (
+            {"documents": ["a", "b", "a"], "labels": [0, 1, 2], "scores": [5, 6, 7]},
+            *(("b", "a"), (1.0, 2.0), (6.0, 7.0), (1, 0)),
+        ),
+        ({"documents": ["a", "a"], "scores": [0.5, -0.5]}, ("a",), (1.0,), (0.5,), (1, 0)),
+        # Two grades of a relevant document are no contradiction of the kind that is counted first.
+        ({"documents": ["a", "b", "a"], "labels": [1, 0, 2]}, ("b", "a"), (0.0, 2.0), None, (0, 1)),
+    ],
+)
+def test_a_document_that_is_repeated_in_a_row_is_kept_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: Any, documents: Any, labels: Any, scores: Any, counts: Any
+):
+    file = write(tmp_path / "rows.jsonl", [{"query": "q"} | row, {"query": "q"} | row])
+    for found in read_rows(file):
+        assert (found.documents, found.labels, found.scores) == (documents, labels, scores)
+    contradicting, repeating = (2 * count for count in counts)
+    assert [message.partition(": ")[2].partition(";")[0] for message in caplog.messages] == [
+        f"{contradicting} of 2 rows have a document as relevant and as not relevant, {repeating} have one twice"
+    ]
+
+
+def test_rows_without_repeated_documents_warn_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert len(list(read_rows(write(tmp_path / "rows.jsonl", [*TRIPLES, TRIPLES[0]])))) == 3
+    assert caplog.messages == []
+
+
 def test_a_folder_and_a_pattern_are_their_files_by_name(tmp_path: Path):
     write(tmp_path / "b.jsonl", [POINTWISE[1]])
     write(tmp_path / "a.parquet", [POINTWISE[0]])
@@ -116,11 +167,21 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
     ("row", "message"),
     [
         ("[1]", f"[1] is not a JSON object; write rows of {SHAPES.removeprefix('a row has ')}"),
-        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}"),
-        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}"),
-        ({"query": "q", "document": None, "label": 1}, f"no field 'document'; {SHAPES}"),
-        ({"query": "q", "document": "a"}, "no field 'label'; a query and a document need a label or a score"),
-        ({"query": "q", "documents": ["a"]}, "no field 'labels'; a query and its documents need labels or scores"),
+        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}, this one document, label; {NAME_THEM}"),
+        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}, this one query, text; {NAME_THEM}"),
+        (
+            {"query": "q", "document": None, "label": 1},
+            f"no field 'document'; {SHAPES}, this one query, document, label; {NAME_THEM}",
+        ),
+        (
+            {"query": "q", "document": "a"},
+            f"no field 'label'; a query and a document need a label or a score: name one in {SCORED}",
+        ),
+        (
+            {"query": "q", "documents": ["a"]},
+            "no field 'labels'; a query and its documents need labels or scores: name them in data.fields (where "
+            "rank_llm's are a teacher's, scores: candidates.score), or get scores with prorank data score",
+        ),
         ({"query": "q", "pos": "a"}, "no field 'neg'; write pos and neg, an empty list where there are none"),
         ({"query": "q", "neg": "a"}, "no field 'pos'; write pos and neg, an empty list where there are none"),
         ({"query": "q", "document": "a", "documents": ["b"]}, f"both document and documents; {SHAPES}"),
@@ -129,7 +190,7 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             {"query": "q", "document": "a", "label": 1, "instruction": ["x"]},
             "instruction=['x'] is not a string; write it in quotes",
         ),
-        ({"query": "q", "document": "a", "label": True}, "label=True is not a number; write one, as 1, 0 or -2.5"),
+        ({"query": "q", "document": "a", "score": True}, "score=True is not a number; write one, as 1, 0 or -2.5"),
         ({"query": "q", "document": "a", "score": "1"}, "score='1' is not a number; write one, as 1, 0 or -2.5"),
         (
             '{"query": "q", "document": "a", "score": NaN}',
@@ -161,7 +222,7 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             "pos and neg are both empty; give one document or more, or leave the row out",
         ),
         ({"query": "q", "documents": ["a", 2], "labels": [1, 0]}, "documents[1]=2 is not a string; write it in quotes"),
-        ({"query": "q", "pos": {"a": 1}, "neg": []}, "pos={'a': 1} is not a list; write a list of strings"),
+        ({"query": "q", "pos": {"a": 1}, "neg": []}, f"pos={{'a': 1}} is no document; {DOCUMENT}"),
         (
             '{"query": "\\ud800", "document": "a", "label": 1}',
             "a \\u escape is half of a surrogate pair; write both halves or none",

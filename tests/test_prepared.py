@@ -17,7 +17,8 @@ from prorank_jax.data import prepare as preparing
 from prorank_jax.data.examples import Example, Group, JudgedSource
 from prorank_jax.data.mixture import open_mixture
 from prorank_jax.data.prepare import prepare
-from prorank_jax.data.prepared import PreparedFolder, RowSource, Target, open_prepared
+from prorank_jax.data.prepared import ABOUT, PreparedFolder, RowSource, Target, open_prepared
+from prorank_jax.data.stream import pairs
 from prorank_jax.errors import InputError
 
 RNG = np.random.default_rng
@@ -44,14 +45,59 @@ def all_groups(folder: PreparedFolder) -> list[Group]:
 ROWS = pointwise(("q", "a", 1), ("q", "b", 0), ("r", "c", 1), ("q", "d", 2), ("q", "e", 0))
 
 
-def test_consecutive_rows_of_a_query_are_a_group(tmp_path: Path):
+def test_rows_of_a_query_are_a_group_wherever_they_are(tmp_path: Path):
     folder = made(write(tmp_path / "rows.jsonl", ROWS))
-    assert (folder.rows, folder.groups, folder.skipped, folder.scored) == (5, 3, 0, False)
-    # Not sorted: the second run of "q" is a group of its own.
+    assert (folder.rows, folder.groups, folder.skipped, folder.scored) == (5, 2, 0, False)
+    # In the order of first appearance; a group per run of rows would be a third one, of "d" and "e".
     assert [(group.query, group.documents, group.labels) for group in all_groups(folder)] == [
-        ("q", ("a", "b"), (1.0, 0.0)),
+        ("q", ("a", "b", "d", "e"), (1.0, 0.0, 2.0, 0.0)),
         ("r", ("c",), (1.0,)),
-        ("q", ("d", "e"), (2.0, 0.0)),
+    ]
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["groups-00000.array_record", "lock", ABOUT]
+
+
+def test_groups_do_not_depend_on_the_order_of_queries(tmp_path: Path):
+    rows = pointwise(*((f"q{i % 1500}", f"d{i}", int(i // 1500 == 1)) for i in range(6000)))
+    # By query, as they would be without any sorting, and by the first row of a query.
+    consecutive = made(write(tmp_path / "rows.jsonl", sorted(rows, key=lambda row: int(row["query"][1:]))))
+    expected = (tmp_path / "out" / consecutive.shards[0].file).read_bytes()
+    scattered = made(write(tmp_path / "rows.jsonl", rows))
+    assert scattered.groups == 1500 and scattered.shards == consecutive.shards
+    assert (tmp_path / "out" / scattered.shards[0].file).read_bytes() == expected
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_warmup_finds_both_kinds_in_shuffled_rows(shared: Path, tmp_path: Path, single: bool):
+    file = shared / "trials" / "08-pointwise-rows-shuffled" / "rows.jsonl"
+    folder = prepare(file, tmp_path / "out", single=single, positives_only=not single)
+    assert folder.groups == (80 if single else 40)
+    source = RowSource(folder, "label", "rows")
+    for relevant, irrelevant in pairs([source], [1.0], seed=0).both[:40]:
+        assert (relevant.document[-6:], irrelevant.document[-6:]) == ("quiet.", " loud.")
+        assert single or relevant.query == irrelevant.query
+
+
+def test_whitespace_around_a_query_is_no_other_query(tmp_path: Path):
+    rows = pointwise(("q", "a", 1), ("r", "b", 1), (" q\n", "c", 0), ("q", "d", 0))
+    assert [(group.query, group.documents) for group in all_groups(made(write(tmp_path / "rows.jsonl", rows)))] == [
+        ("q", ("a", "c", "d")),
+        ("r", ("b",)),
+    ]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_pair_with_two_labels_has_the_higher_one(tmp_path: Path, caplog: pytest.LogCaptureFixture, single: bool):
+    rows = pointwise(("q", "a", 0), ("r", "a", 0), ("r", "c", 1), ("q", "b", 0), ("q", "a", 2), ("r", "c", 1))
+    folder = made(write(tmp_path / "rows.jsonl", rows), single=single, positives_only=not single)
+    assert [(group.query, *pair) for group in all_groups(folder) for pair in zip(*group[1:3], strict=True)] == [
+        ("q", "b", 0),
+        ("q", "a", 2),
+        ("r", "a", 0),
+        ("r", "c", 1),
+    ]
+    assert caplog.messages == [
+        f"{tmp_path / 'rows.jsonl'}: 1 of 2 queries have a document as relevant and as not relevant, 1 have one twice; "
+        "it is kept once, by its highest label"
     ]
 
 
@@ -116,6 +162,16 @@ def test_groups_without_a_positive_are_counted_and_skipped(tmp_path: Path, caplo
     )
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_rows_without_an_irrelevant_document_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture, single: bool):
+    file = write(tmp_path / "rows.jsonl", [{"anchor": "q", "positive": "a"}, {"anchor": "r", "positive": "b"}])
+    assert made(file, single=single).groups == 2
+    assert caplog.messages == [
+        f"{file}: none of its 2 rows has a document that is not relevant (a label of 0 or less): the warmup needs both "
+        "kinds, and losses that compare documents learn nothing from equal labels; add some (`prorank data mine`)"
+    ]
+
+
 def fail(*_: object) -> Any:
     raise AssertionError("prepared again")
 
@@ -132,7 +188,7 @@ def test_a_finished_preparation_is_used_again(tmp_path: Path, monkeypatch: pytes
     made(file)
     write(file, [*ROWS[:4], *pointwise(("q", "f", 0))])
     os.utime(file, ns=(1, 1))
-    assert all_groups(made(file))[-1].documents == ("d", "f")
+    assert all_groups(made(file))[0].documents == ("a", "b", "d", "f")
 
 
 def test_an_interrupted_preparation_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -273,6 +329,14 @@ def test_a_mixture_opens_each_source_for_what_it_is(tmp_path: Path, tiny_collect
     assert elsewhere.sources[0].prepared.folder.parent == tmp_path / "elsewhere"
 
 
+def test_each_source_has_its_own_fields(tmp_path: Path):
+    file = str(write(tmp_path / "rows.jsonl", [{"q": "q", "best": "a", "good": "b", "bad": "c"}]))
+    fields = [{"query": "q", "pos": pos, "neg": "bad"} for pos in ("best", "good")]
+    mixture = opened(tmp_path, path=file, fields=fields[0], mix=[{"path": file, "fields": fields[1]}])
+    assert [source.draw(0, RNG(0), 9).documents for source in mixture.sources] == [("a", "c"), ("b", "c")]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny_collection: Path):
     def refusal(single: bool = False, **fields: Any) -> str:
         with pytest.raises(InputError) as caught:
@@ -298,6 +362,13 @@ def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny
         "give the files that it was prepared from"
     )
     assert "no such file; give files of rows" in refusal(path=str(tmp_path / "absent.jsonl"))
+    fields = {"query": "question"}
+    assert refusal(path=beir, fields=fields) == (
+        f"config: data.fields: is for files of rows, and {beir} is a collection; leave it out"
+    )
+    assert refusal(path=file, mix=[{"path": out, "fields": fields}]) == (
+        f"config: data.mix.0.fields: is for files of rows, and {out} is prepared already; leave it out"
+    )
 
 
 def test_labels_below_0_are_refused_where_a_loss_learns_gains(tmp_path: Path):

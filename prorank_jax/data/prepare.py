@@ -1,22 +1,26 @@
 """Rows of training data become ArrayRecord files, once: groups that `prepared.py` reads by position.
 
-Consecutive pointwise rows of one query and instruction become one group. Preparing takes no memory that grows with
-the number of rows.
+Pointwise rows of one query and instruction become one group, in the order of the queries' first rows. Where a query
+comes back after another, rows wait on disk to be put in order (`by_query.py`), with some bytes of memory for each.
 """
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from prorank_jax.atomic import alone, write_atomically, writing
-from prorank_jax.data.files import HUB, Row, find_files, read_rows
+from prorank_jax.data.by_query import ScatteredQuery, consecutive, in_order, query_of
+from prorank_jax.data.files import HUB, NONE, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
+from prorank_jax.data.repeats import Repeats
 from prorank_jax.errors import InputError
 from prorank_jax.progress import noted
 
@@ -26,8 +30,11 @@ SHARD_GROUPS = 500_000
 MOST_DOCUMENTS = 1024
 """Documents of a group; the rows of a query that has more become several groups."""
 _SHARDS = "groups-*.array_record"
+_WAITING = "rows-"
 # Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
+_GROUPING = "by query"
+"""How groups are made; groups that were made in another way are made again."""
 
 
 def prepare(
@@ -36,6 +43,7 @@ def prepare(
     *,
     single: bool,
     positives_only: bool,
+    fields: Mapping[str, str] = NONE,
     remedy: str = "name another folder in data.cache",
 ) -> PreparedFolder:
     """Prepares rows into the folder `out`, unless it was done before from the same files and in the same way.
@@ -47,6 +55,7 @@ def prepare(
       single: make a group of each document alone, for losses that learn from single pairs.
       positives_only: skip the groups without a relevant document, from which a ranking loss of labels learns nothing;
         they are counted in one warning.
+      fields: as `files.read_fields`.
       remedy: what to do where `out` cannot be written, for the message.
 
     Raises:
@@ -55,8 +64,10 @@ def prepare(
     files = find_files(path)
     made_of = {
         "version": VERSION,
+        "grouping": _GROUPING,
         "single": single,
         "positives_only": positives_only,
+        "fields": dict(fields),
         "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
     }
     with writing(out, remedy):
@@ -65,18 +76,38 @@ def prepare(
             if (about := read_about(out)) is not None and about["made_of"] == made_of:
                 return open_prepared(out)
             (out / ABOUT).unlink(missing_ok=True)
-            for unfinished in out.glob(_SHARDS):
-                unfinished.unlink()
-            prepared = _write(path, out, single, positives_only)
+            prepared = _prepare(path, fields, out, single, positives_only)
             about = asdict(prepared) | {"made_of": made_of}
             del about["folder"]
             write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
             return prepared
 
 
-def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
+def _prepare(
+    path: str | Path, fields: Mapping[str, str], out: Path, single: bool, positives_only: bool
+) -> PreparedFolder:
+    _empty(out)
+    try:
+        return _write(path, consecutive(read_rows(path, fields)), out, single, positives_only)
+    except ScatteredQuery:
+        _empty(out)
+    with TemporaryDirectory(dir=out, prefix=_WAITING) as waiting:
+        rows = in_order(noted(read_rows(path, fields), str(path), "rows read"), Path(waiting))
+        return _write(path, rows, out, single, positives_only)
+
+
+def _empty(out: Path) -> None:
+    """Removes what an unfinished preparation has left."""
+    for unfinished in out.glob(_SHARDS):
+        unfinished.unlink()
+    for waiting in out.glob(f"{_WAITING}*"):
+        shutil.rmtree(waiting)
+
+
+def _write(path: str | Path, rows: Iterable[Row], out: Path, single: bool, positives_only: bool) -> PreparedFolder:
     tally = _Tally(str(path))
-    records = tally.kept(_grouped(tally.counted(read_rows(path)), single), positives_only)
+    groups = _distinct(_grouped(tally.counted(rows)), tally.repeats)
+    records = tally.kept(_alone(groups) if single else groups, positives_only)
     shards: list[Shard] = []
     for first in records:
         file = out / f"groups-{len(shards):05d}.array_record"
@@ -91,6 +122,13 @@ def _write(path: str | Path, out: Path, single: bool, positives_only: bool) -> P
         raise InputError(
             f"{path}: none of its {tally.skipped} groups has a relevant document (a label above 0); give each query "
             "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
+        )
+    tally.repeats.warn(str(path), "queries")
+    if tally.lowest_label > 0:
+        _log.warning(
+            "%s: none of its %d rows has a document that is not relevant (a label of 0 or less): the warmup needs both "
+            "kinds, and losses that compare documents learn nothing from equal labels; add some (`prorank data mine`)",
+            *(path, tally.rows),
         )
     if tally.skipped:
         _log.warning(
@@ -122,6 +160,7 @@ class _Tally:
         self.rows = self.groups = self.skipped = self.without_positive = 0
         self.lowest_label = math.inf
         self.longest_instruction: str | None = None
+        self.repeats = Repeats()
 
     def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in noted(rows, self.name, "rows"):
@@ -144,27 +183,19 @@ class _Tally:
             yield record
 
 
-def _grouped(rows: Iterable[Row], single: bool) -> Iterator[Record]:
-    """Groups of rows; `single` makes one of each document."""
+def _grouped(rows: Iterable[Row]) -> Iterator[Record]:
+    """Consecutive pointwise rows of a query become a group; another row is one."""
     waiting: Record | None = None
+    query = None
     for row in rows:
-        if single:
-            for i, document in enumerate(row.documents):
-                scores = None if row.scores is None else [row.scores[i]]
-                yield Record(row.query, row.instruction, [document], [row.labels[i]], scores)
-            continue
-        # Only a pointwise row is a part of a group.
-        partial = row.shape.startswith("query, document,")
-        if waiting is not None and not (
-            partial
-            and (waiting.query, waiting.instruction) == (row.query, row.instruction)
-            and len(waiting.documents) < MOST_DOCUMENTS
-        ):
+        more = waiting is not None and row.pointwise and query_of(row) == query
+        if waiting is not None and not (more and len(waiting.documents) < MOST_DOCUMENTS):
             yield waiting
             waiting = None
         if waiting is None:
             scores = None if row.scores is None else list(row.scores)
             waiting = Record(row.query, row.instruction, list(row.documents), list(row.labels), scores)
+            query = query_of(row)
         else:
             waiting.documents.extend(row.documents)
             waiting.labels.extend(row.labels)
@@ -172,6 +203,28 @@ def _grouped(rows: Iterable[Row], single: bool) -> Iterator[Record]:
                 waiting.scores.extend(row.scores or ())
     if waiting is not None:
         yield waiting
+
+
+def _distinct(groups: Iterable[Record], repeats: Repeats) -> Iterator[Record]:
+    """The groups with each document once, which `files.read_rows` cannot see to in pointwise rows."""
+    for group in groups:
+        kept = repeats.kept(group.documents, group.labels)
+        yield group if len(kept) == len(group.documents) else _at(group, kept)
+
+
+def _alone(groups: Iterable[Record]) -> Iterator[Record]:
+    """Each document of the groups as a group."""
+    for group in groups:
+        for position in range(len(group.documents)):
+            yield _at(group, [position])
+
+
+def _at(group: Record, positions: list[int]) -> Record:
+    """The group with some of its documents."""
+    scores = None if group.scores is None else [group.scores[i] for i in positions]
+    return group._replace(
+        documents=[group.documents[i] for i in positions], labels=[group.labels[i] for i in positions], scores=scores
+    )
 
 
 def _fingerprint(file: Path, on_hub: bool) -> list[str | int]:
