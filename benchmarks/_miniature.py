@@ -18,7 +18,8 @@ import numpy as np
 
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import Collection, read_beir
-from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.candidate_table import Candidates
+from prorank_jax.data.candidates import open_candidates
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.jsonl import write_rows
 from prorank_jax.data.ndcg import ndcg_at_10
@@ -207,7 +208,7 @@ class Place:
         if not scored.exists():
             train_folder, score = self.collection("train"), self.world.score
             collection = read_beir(train_folder, "train")
-            source = judged_source(collection, bm25_run(collection, self.world.depth), self.world)
+            source = judged_source(collection, open_candidates(collection, "bm25", self.world.depth), self.world)
             stream = groups([source], [1.0], self.seed, score["documents_per_query"])
             with write_rows(rows) as write:
                 for group in islice(stream, self.steps(score["steps"]) * score["queries_per_step"]):
@@ -232,14 +233,14 @@ class Place:
     @cached_property
     def _test(self) -> tuple[Collection, Run, list[Any]]:
         collection = read_beir(self.collection("test"), "test")
-        run = bm25_run(collection, self.world.test_depth)
-        examples = pairs([judged_source(collection, run, self.world)], [1.0], self.seed).rows(range(PROBED_PAIRS))
-        return collection, run, examples
+        found = open_candidates(collection, "bm25", self.world.test_depth)
+        examples = pairs([judged_source(collection, found, self.world)], [1.0], self.seed).rows(range(PROBED_PAIRS))
+        return collection, dict(found), examples
 
 
-def judged_source(collection: Collection, run: Run, world: World) -> JudgedSource:
+def judged_source(collection: Collection, candidates: Candidates, world: World) -> JudgedSource:
     """What a world's examples are drawn from."""
-    return JudgedSource.from_collection(collection, run, Selection(**world.selection))
+    return JudgedSource.from_collection(collection, candidates, Selection(**world.selection))
 
 
 def grow(source: Path, out: Path) -> Path:

@@ -50,7 +50,7 @@ class Phase(NamedTuple):
         return f"{self.seconds:7.1f} s, {self.peak_bytes / 1e9:.2f} GB"
 
 
-def generate(folder: Path, documents: int, queries: int) -> None:
+def generate(folder: Path, documents: int, queries: int, split: str = "test") -> None:
     """Writes a BEIR folder; a query is some words of a document, which is judged relevant."""
     import numpy as np
 
@@ -62,7 +62,7 @@ def generate(folder: Path, documents: int, queries: int) -> None:
     with (
         (folder / "corpus.jsonl").open("w") as corpus,
         (folder / "queries.jsonl").open("w") as texts,
-        (folder / "qrels" / "test.tsv").open("w") as qrels,
+        (folder / "qrels" / f"{split}.tsv").open("w") as qrels,
     ):
         for number in range(documents):
             if number % 10_000 == 0:
@@ -88,17 +88,17 @@ def _words(rng: Any) -> list[str]:
     return list(found)
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, split: str = "test") -> None:
     from prorank_jax.data.collections import open_collection
 
-    open_collection(folder, "test")
+    open_collection(folder, split)
 
 
-def index(folder: Path, title_weight: float | None = None) -> None:
+def index(folder: Path, title_weight: float | None = None, split: str = "test") -> None:
     from prorank_jax.data.bm25_index import BM25, open_index
     from prorank_jax.data.collections import open_collection
 
-    collection = open_collection(folder, "test")
+    collection = open_collection(folder, split)
     open_index(collection.documents, BM25(title_weight=title_weight), collection.name)
 
 

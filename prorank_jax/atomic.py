@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from prorank_jax.errors import InputError
+from prorank_jax.progress import tell
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -45,8 +46,17 @@ def writing(place: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder, which is there; the lock goes with the process that holds it."""
+def alone(folder: Path, work: str | None = None) -> Iterator[None]:
+    """One process at a time in a folder, which is there; the lock goes with the process that holds it.
+
+    Args:
+      work: what is done in the folder: one that waits for another says so in a line.
+    """
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if work is not None:
+                tell(f"{work}: waiting for another process, which is at work in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The folder for what can be made or downloaded again: prepared collections, downloads, BM25 indexes."""
+"""The folder for what can be made or downloaded again: prepared collections, downloads, BM25 indexes, candidates."""
 
 import os
 from pathlib import Path

@@ -38,13 +38,26 @@ def data_prepare(
         bool, typer.Option("--for-scores", help="Of rows: keep queries without a relevant document, to learn scores.")
     ] = False,
     fields: Fields = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a collection: retrieve the candidates of this split's queries, too.")
+    ] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help="With --split: bm25 [default], or a run: a file, or its name.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="With --split: candidates per query [default: 100].")] = None,
 ) -> None:
     """Write a collection or files of rows as ArrayRecord, read by position; other commands do it by themselves too."""
     from prorank_jax.cache import VARIABLE
-    from prorank_jax.data.collections import describe, is_collection, prepare_collection
+    from prorank_jax.data.candidates import open_candidates
+    from prorank_jax.data.collections import describe, is_collection, open_collection, prepare_collection
     from prorank_jax.data.prepare import prepare
     from prorank_jax.storage import local
 
+    of_split = {"--first-stage": first_stage, "--depth": depth}
+    if split is None and (unused := [option for option, value in of_split.items() if value is not None]):
+        raise InputError(
+            f"{unused[0]}={of_split[unused[0]]}: is of the candidates of a split; name the split in --split"
+        )
     if is_collection(source):
         of_rows = {"--out": out, "--single": single, "--for-scores": for_scores, "--fields": fields}
         for option, value in of_rows.items():
@@ -55,7 +68,15 @@ def data_prepare(
                 )
         started = time.monotonic()
         print(describe(prepare_collection(source), time.monotonic() - started))
+        if split is not None:
+            started = time.monotonic()
+            collection = open_collection(source, split)
+            found = open_candidates(collection, first_stage or "bm25", depth or 100, show_progress=True)
+            queries, seconds = len(found), time.monotonic() - started
+            print(f"{collection.name}/{split}: candidates of {queries:,} queries; {seconds:.1f} s")
         return
+    if split is not None:
+        raise InputError(f"--split={split}: is for collections, and {source} is none; leave it out")
     if out is None:
         raise InputError(f"prorank data prepare: {source} is no collection; name a folder for its rows in --out")
     folder = local(out, "--out")
@@ -92,7 +113,7 @@ def data_mine(
     seed: Annotated[int, typer.Option(min=0, help="Of the random sample.")] = 0,
 ) -> None:
     """Hard negatives of a collection (--data), or those of a scored file that are not in doubt (--scores)."""
-    from prorank_jax.data.candidates import candidates
+    from prorank_jax.data.candidates import open_candidates
     from prorank_jax.data.collections import open_collection
     from prorank_jax.data.false_negatives import Doubt, drop_false_negatives
     from prorank_jax.data.jsonl import check_out
@@ -125,7 +146,8 @@ def data_mine(
         lowest = 1 if relevant_from is None else relevant_from
         window = Window(first_and_last or (1, depth), relative_margin, absolute_margin, lowest)
         collection = open_collection(data, split or "train")
-        mined = mine(collection, candidates(collection, first_stage or "bm25", depth), window, choice)
+        found = open_candidates(collection, first_stage or "bm25", depth, show_progress=True)
+        mined = mine(collection, found, window, choice)
         write_mined(mined, file)
         print(f"{mined}: {out}")
 

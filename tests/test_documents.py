@@ -70,7 +70,7 @@ def test_it_is_the_mapping_that_the_file_spells(documents: StoredDocuments) -> N
     assert list(documents.values()) == list(TEXTS.values())
     assert {name: documents[name] for name in TEXTS} == TEXTS
     assert all(name in documents for name in TEXTS)
-    assert "d" not in documents and "" not in documents
+    assert "d" not in documents and "" not in documents and "\ud800" not in documents
     assert documents.get("d") is None
     with pytest.raises(KeyError, match="nothing"):
         documents["nothing"]
@@ -89,7 +89,7 @@ def test_ids_by_position(documents: StoredDocuments) -> None:
     for outside in (7, -8):
         with pytest.raises(IndexError):
             documents.ids[outside]
-    assert documents.positions(["c", "nothing", "b"]) == [5, None, 0]
+    assert documents.positions(["c", "nothing", "b", "\ud800"]).tolist() == [5, -1, 0, -1]
     assert list(ids_of(documents)) == list(ids_of(TEXTS)) == names
 
 
@@ -115,7 +115,7 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(document_index, "_hash", lambda raw: 1)
     documents = stored(write_collection(tmp_path / "made", ROWS))
     assert documents == TEXTS
-    assert documents.positions(["a", "b", "c", "d"]) == [1, 0, 5, None]
+    assert documents.positions(["a", "b", "c", "d"]).tolist() == [1, 0, 5, -1]
     assert copies(documents, ["a", "b"]) == {"a": ["a"], "b": ["b", "copy", "c"]}
 
 

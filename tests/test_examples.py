@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prorank_jax.data.beir import Collection, read_beir
+from prorank_jax.data.candidate_table import Candidates
 from prorank_jax.data.candidates import candidates
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.loader import encode, pad_prompts, pair_batch
@@ -57,8 +58,12 @@ def named(pair: tuple[str, str]) -> tuple[str, int]:
     return query.removeprefix("query "), int(document.removeprefix("document "))
 
 
+def judged(collection: Collection, run: Run, **selection: Any) -> JudgedSource:
+    return JudgedSource.from_collection(collection, Candidates.of_run(collection, run), Selection(**selection))
+
+
 def source_of(run: Run = RUN, **selection: Any) -> JudgedSource:
-    return JudgedSource.from_collection(COLLECTION, run, Selection(**selection))
+    return judged(COLLECTION, run, **selection)
 
 
 def stream_of(source: JudgedSource, seed: int = 0) -> Pairs:
@@ -130,6 +135,20 @@ def test_rows_do_not_depend_on_how_they_are_cut():
 def test_the_seed_matters_and_repetition_does_not():
     assert pairs_of(1, range(40, 48)) == pairs_of(1, range(40, 48)) != pairs_of(2, range(40, 48))
     assert groups_of(1, range(6), 4) == groups_of(1, range(6), 4) != groups_of(2, range(6), 4)
+
+
+def test_draws_of_a_seed_stay_what_they_were():
+    """Written down once: a run that is resumed by a later version goes through the same batches."""
+    assert groups_of(0, range(4), 5) == [
+        ("c", [5, 6, 18, 3, 15], [1.0, 2.0, 0.0, 0.0, 0.0]),
+        ("a", [1, 0, 9, 5, 3], [1.0, 2.0, 0.0, 0.0, 0.0]),
+        ("b", [4, 7, 8, 6, 17], [1.0, 0.0, 0.0, 0.0, 0.0]),
+        ("b", [4, 7, 10, 13, 12], [1.0, 0.0, 0.0, 0.0, 0.0]),
+    ]
+    drawn, _ = pairs_of(0, range(8))
+    assert drawn == [("b", 4), ("b", 7), ("c", 6), ("c", 18), ("a", 1), ("a", 3), ("a", 2), ("a", 8)]
+    drawn, _ = pairs_of(0, range(8), found_only=True, random_negatives=0.5)
+    assert drawn == [("b", 4), ("b", 7), ("a", 2), ("a", 4), ("a", 1), ("a", 3), ("b", 4), ("b", 7)]
 
 
 def test_a_group_has_its_positive_first_then_another_grade_then_negatives():
@@ -214,14 +233,14 @@ def test_a_share_of_the_negatives_is_from_the_whole_corpus(share: float, random:
 
 def test_a_corpus_too_small_for_a_group_leaves_places_free():
     small = Collection("small", "train", {"x": "document 1", "y": "document 2"}, {"a": "query a"}, {"a": {"x": 1}})
-    group = groups([JudgedSource.from_collection(small, {"a": []}, Selection())], [1.0], 0, 4)[0]
+    group = groups([judged(small, {"a": []})], [1.0], 0, 4)[0]
     assert group == ("query a", ("document 1", "document 2"), (1.0, 0.0), (1.0, 0.0), None)
 
 
 def test_the_document_with_the_id_of_the_query_is_no_example():
     own = Collection("own", "train", {"a": "document 0", "x": "document 1", "y": "document 2"}, {"a": "query a"}, {})
     own.qrels["a"] = {"a": 1, "x": 1}
-    examples = stream_of(JudgedSource.from_collection(own, {}, Selection())).rows(range(40))
+    examples = stream_of(judged(own, {})).rows(range(40))
     assert [example.document for example in examples] == ["document 1", "document 2"] * 20
 
 
@@ -229,7 +248,7 @@ def test_a_copy_of_a_positive_is_never_a_negative():
     documents = {"x": "document 1", "copy": "document 1", "y": "document 2"}
     twice = Collection("twice", "train", documents, {"a": "query a"}, {"a": {"x": 1}})
     for run in ({"a": [("x", 3.0), ("copy", 2.0), ("y", 1.0)]}, {"a": [("copy", 2.0)]}, {}):
-        source = JudgedSource.from_collection(twice, run, Selection())
+        source = judged(twice, run)
         assert [example.document for example in stream_of(source).rows(range(40))] == ["document 1", "document 2"] * 20
         stream = groups([source], [1.0], 0, 3)
         assert {stream[i].documents for i in range(20)} == {("document 1", "document 2")}
@@ -240,7 +259,7 @@ def test_a_collection_without_a_positive_or_a_negative_is_refused():
         source_of(relevant_from=3)
     full = Collection("full", "train", {"x": "1", "a": "2"}, {"a": "query a"}, {"a": {"x": 1}})
     with pytest.raises(InputError, match="full/train: every document is relevant to query 'a'"):
-        JudgedSource.from_collection(full, {}, Selection())
+        judged(full, {})
 
 
 def test_padding():
@@ -293,7 +312,7 @@ def test_no_negative_of_a_real_collection_is_a_judged_positive(shared):
         for name, judgement in judgements.items():
             pair = (query, collection.documents[name])
             best[pair] = max(best.get(pair, 0), judgement)
-    source = JudgedSource.from_collection(collection, run, Selection())
+    source = judged(collection, run)
     examples = stream_of(source).rows(range(12_000, 16_000))
     assert [(example.query, example.document) in best for example in examples] == [True, False] * 2000
     stream = groups([source], [1.0], 0, 8)

@@ -14,6 +14,7 @@ import yaml
 
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import dump_config, load_config, parse_config
+from prorank_jax.data.examples import Selection
 from prorank_jax.errors import InputError
 from prorank_jax.export import saved_parameters
 from prorank_jax.model.hf import load_pretrained
@@ -247,8 +248,8 @@ def test_the_selection_of_examples_reaches_both_stages(
         train(parse_config(tree), tmp_path / "run")
     for name in STAGES:
         [source] = seen[name]
-        assert source.random_negatives == 0.5
-        assert {grade for query in source.judged for grade in query.grades} == {2}
+        assert source.selection == Selection(relevant_from=2, found_only=True, random_negatives=0.5)
+        assert set(source.judgements.values.tolist()) == {2}
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:

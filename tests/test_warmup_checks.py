@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from prorank_jax.config import GrpoConfig, PromptConfig, RunConfig, SupervisedConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.candidates import candidates
+from prorank_jax.data.candidates import open_candidates
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.loader import pair_batch
 from prorank_jax.data.stream import Pairs, pairs
@@ -147,7 +147,7 @@ def parts(tiny_model: Path, tiny_collection: Path) -> Parts:
     pretrained = load_pretrained(tiny_model)
     prompt = load_prompt(pretrained, PromptConfig(max_length=112), "tiny")
     collection = read_beir(tiny_collection / "train", "train")
-    source = JudgedSource.from_collection(collection, candidates(collection, "bm25", 12), Selection())
+    source = JudgedSource.from_collection(collection, open_candidates(collection, "bm25", 12), Selection())
     return Parts(settings, Decoder(pretrained.config), pretrained.params, prompt, pairs([source], [1.0], seed=5))
 
 

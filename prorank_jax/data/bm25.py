@@ -15,12 +15,16 @@ import numpy as np
 from prorank_jax.ahead import cpus
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.bm25_index import ANSERINI, BM25, Index, open_index
-from prorank_jax.data.documents import ids_of
+from prorank_jax.data.candidate_table import Candidates, empty_table, table_dtype
+from prorank_jax.data.documents import positions_of
 from prorank_jax.data.runs import Run
 from prorank_jax.progress import progress
 
 COMPILE_FROM = 500_000_000
 """Queries times documents above which compiling takes less time than it saves."""
+
+QUERIES_OF_A_TABLE = 2048
+"""Retrieved at a time: 1.6 MB of candidates at a depth of 100, and some ten seconds over a million documents."""
 
 _SLICE = 16
 """Queries that a thread takes at a time."""
@@ -43,28 +47,49 @@ def bm25_run(collection: Collection, depth: int, settings: BM25 = ANSERINI, *, s
     Raises:
       InputError: as `open_index`.
     """
+    tables = bm25_tables(collection, depth, settings, show_progress=show_progress)
+    return dict(Candidates(collection, np.concatenate(list(tables)), depth))
+
+
+def bm25_tables(
+    collection: Collection, depth: int, settings: BM25 = ANSERINI, skip: int = 0, *, show_progress: bool = False
+) -> Iterator[np.ndarray]:
+    """The same as tables of some thousand queries each, in the order of the collection, after the first `skip`.
+
+    Raises:
+      InputError: as `open_index`.
+    """
     index = open_index(collection.documents, settings, collection.name, show_progress=show_progress)
-    ids = ids_of(collection.documents)
-    queries = index.columns(collection.queries.values())
-    run: Run = {}
-    with progress("retrieving", len(queries), show_progress) as advance:
-        # One more than asked for: the query itself may be among them.
-        for query_id, (positions, scores) in zip(collection.queries, retrieve(index, queries, depth + 1), strict=True):
-            hits = zip((ids[position] for position in positions.tolist()), scores.tolist(), strict=True)
-            run[query_id] = [hit for hit in hits if hit[0] != query_id][:depth]
-            advance(1)
-    return run
+    names = list(collection.queries)
+    compiled = (len(names) - skip) * index.documents > COMPILE_FROM
+    dtype = table_dtype(min(depth, index.documents))
+    with progress("retrieving", len(names), show_progress, done=skip) as advance:
+        for start in range(skip, max(len(names), 1), QUERIES_OF_A_TABLE):
+            some = names[start : start + QUERIES_OF_A_TABLE]
+            queries = index.columns(collection.queries[name] for name in some)
+            own = positions_of(collection.documents, some)
+            table = empty_table(len(some), dtype)
+            # One more than asked for: the query itself may be among them.
+            for row, (positions, scores) in enumerate(retrieve(index, queries, depth + 1, compiled=compiled)):
+                other = positions != own[row]
+                count = min(int(other.sum()), depth)
+                table["positions"][row, :count] = positions[other][:count]
+                table["scores"][row, :count] = scores[other][:count]
+                advance(1)
+            yield table
 
 
-def retrieve(index: Index, queries: list[list[int]], wanted: int, threads: int | None = None) -> Iterator[Best]:
+def retrieve(
+    index: Index, queries: list[list[int]], wanted: int, threads: int | None = None, *, compiled: bool
+) -> Iterator[Best]:
     """The best documents of each query, of those with a score above 0.
 
     Args:
       queries: the columns of each, as `Index.columns` gives them.
       wanted: documents of a query at most.
       threads: default: as many as there are CPUs for this process.
+      compiled: whether compiled code scores.
     """
-    compiled = len(queries) * index.documents > COMPILE_FROM
     index.retriever.backend = "numba" if compiled else "numpy"
     of_slice = _by_compiled_code if compiled else _by_numpy
     slices = [queries[start : start + _SLICE] for start in range(0, len(queries), _SLICE)]

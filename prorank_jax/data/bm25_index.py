@@ -90,12 +90,7 @@ def open_index(documents: Mapping[str, str], settings: BM25, name: str, *, show_
     _check(settings)
     if not isinstance(documents, StoredDocuments):
         return _build(documents, settings, name, show_progress)
-    made_of = {
-        "version": _VERSION,
-        **{library: importlib.metadata.version(library) for library in ("bm25s", "PyStemmer")},
-        **settings._asdict(),
-        "documents": len(documents),
-    }
+    made_of = index_identity(documents, settings)
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "bm25" / f"{documents.key}-{digest}"
     whole, unfinished = folder / "index", folder / "unfinished"
@@ -103,7 +98,7 @@ def open_index(documents: Mapping[str, str], settings: BM25, name: str, *, show_
         if _is_whole(whole, made_of):
             return _load(whole, settings)
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
+        with alone(folder, f"{name}: BM25 index"):
             if not _is_whole(whole, made_of):
                 shutil.rmtree(whole, ignore_errors=True)
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -118,6 +113,16 @@ def open_index(documents: Mapping[str, str], settings: BM25, name: str, *, show_
             f"{folder}: the BM25 index cannot be kept there ({error.strerror or error}); make room, or name another "
             "folder in the environment variable PRORANK_CACHE"
         ) from None
+
+
+def index_identity(documents: StoredDocuments, settings: BM25) -> dict[str, Any]:
+    """What an index is made with; with the key of the documents it decides what BM25 finds."""
+    return {
+        "version": _VERSION,
+        **{library: importlib.metadata.version(library) for library in ("bm25s", "PyStemmer")},
+        **settings._asdict(),
+        "documents": len(documents),
+    }
 
 
 def _check(settings: BM25) -> None:

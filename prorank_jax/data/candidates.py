@@ -1,19 +1,26 @@
 """First-stage candidates: BM25 over a collection, or a run made elsewhere, by its file or its name."""
 
 import difflib
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.bm25 import bm25_run
-from prorank_jax.data.bm25_index import ANSERINI, BM25
+from prorank_jax.data.bm25 import bm25_tables
+from prorank_jax.data.bm25_index import ANSERINI, BM25, index_identity
+from prorank_jax.data.candidate_cache import cached_table
+from prorank_jax.data.candidate_table import Candidates
+from prorank_jax.data.documents import StoredDocuments
+from prorank_jax.data.run_table import run_table
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
 from prorank_jax.storage import fetched, in_bucket
 
-__all__ = ["BM25", "candidates", "find_run"]
+__all__ = ["BM25", "candidates", "find_run", "open_candidates"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +31,18 @@ _RUNS = "runs"
 def candidates(
     collection: Collection, source: str, depth: int, *, bm25: BM25 = ANSERINI, show_progress: bool = False
 ) -> Run:
-    """The best `depth` candidates of each query of the collection, an empty list where there are none.
+    """The candidates of `open_candidates` in memory, an empty list for a query without any.
+
+    Raises:
+      InputError: as `open_candidates`.
+    """
+    return dict(open_candidates(collection, source, depth, bm25=bm25, show_progress=show_progress))
+
+
+def open_candidates(
+    collection: Collection, source: str, depth: int, *, bm25: BM25 = ANSERINI, show_progress: bool = False
+) -> Candidates:
+    """The best `depth` candidates of each query of the collection, mapped from the cache.
 
     Args:
       source: `bm25`, or a run as `find_run` takes it.
@@ -32,29 +50,50 @@ def candidates(
 
     Raises:
       InputError: BM25 cannot index the collection, the run is not found or cannot be read, names a document that
-        the collection lacks, or has no candidate for any query of the collection.
+        the collection lacks, or has no candidate for any query of the collection; or the cache cannot be written.
     """
     if source == "bm25":
-        found = bm25_run(collection, depth, bm25, show_progress=show_progress)
+        found = _of_bm25(collection, depth, bm25, show_progress)
+    elif (path := find_run(collection, source)).is_file():
+        found = _of_run_file(collection, path, depth)
     else:
-        found = read_run(find_run(collection, source), depth, collection)
-    run = {query_id: found.get(query_id, []) for query_id in collection.queries}
-    place = f"{source}: {collection.name}/{collection.split}"
-    empty = [query_id for query_id, ranking in run.items() if not ranking]
-    if len(empty) == len(run):
-        raise InputError(
-            f"{place}: no candidates for any of its {len(run)} queries (first: {empty[0]!r}); "
-            "use a first stage of this collection and split"
-        )
-    if empty:
+        found = Candidates.of_run(collection, read_run(path, depth, collection))
+    if len(without := found.without_any()):
+        place = f"{source}: {collection.name}/{collection.split}"
+        first = list(collection.queries)[without[0]]
+        if len(without) == len(found):
+            raise InputError(
+                f"{place}: no candidates for any of its {len(found)} queries (first: {first!r}); "
+                "use a first stage of this collection and split"
+            )
         _log.warning(
             "%s: no candidates for %d of its %d queries (first: %r); they count 0 in measures",
             place,
-            len(empty),
-            len(run),
-            empty[0],
+            len(without),
+            len(found),
+            first,
         )
-    return run
+    return found
+
+
+def _of_bm25(collection: Collection, depth: int, settings: BM25, show_progress: bool) -> Candidates:
+    def make(skip: int) -> Iterator[np.ndarray]:
+        return bm25_tables(collection, depth, settings, skip, show_progress=show_progress)
+
+    documents = collection.documents
+    made_by = index_identity(documents, settings) if isinstance(documents, StoredDocuments) else {}
+    return Candidates(collection, cached_table(collection, {"bm25": made_by}, depth, make), depth)
+
+
+def _of_run_file(collection: Collection, path: Path, depth: int) -> Candidates:
+    def make(skip: int) -> Iterator[np.ndarray]:
+        yield run_table(path, depth, collection)[skip:]
+
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # The name says how the bytes are read.
+    first_stage = {"run": digest, "name": path.name}
+    return Candidates(collection, cached_table(collection, first_stage, depth, make), depth)
 
 
 def find_run(collection: Collection, source: str) -> Path:

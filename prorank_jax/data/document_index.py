@@ -11,7 +11,8 @@ A hash only says where to look: ids and texts are compared themselves before two
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -20,6 +21,10 @@ import numpy as np
 from prorank_jax.data.beir_files import full_text
 
 _IDS = "ids.bin"
+_AT_A_TIME = 1 << 16
+"""Ids that are looked up at a time."""
+NOWHERE = -1
+"""The position of a document that is not in the corpus."""
 TABLES = (_IDS, "ends.npy", "hashes.npy", "order.npy", "texts.npy")
 
 
@@ -45,6 +50,11 @@ class Ids(Sequence[str]):
             raise IndexError(f"document {index} of {len(self)}")
         return self._bytes[int(self._ends[position]) : int(self._ends[position + 1])].tobytes().decode("utf-8")
 
+    def at(self, positions: np.ndarray) -> list[bytes]:
+        """The ids at these positions, as UTF-8."""
+        begins, ends = self._ends[positions].tolist(), self._ends[positions + 1].tolist()
+        return [self._bytes[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)]
+
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), 4096):
             ends = self._ends[first : first + 4097].tolist()
@@ -64,7 +74,7 @@ class DocumentIndex:
 
     def position(self, document_id: str) -> int | None:
         """Where a document is in the corpus, from 0; None where it is not."""
-        wanted = np.uint64(_hash(document_id.encode("utf-8")))
+        wanted = np.uint64(_hash(_raw(document_id)))
         place = int(self._hashes.searchsorted(wanted))
         while place < len(self._hashes) and self._hashes[place] == wanted:
             position = int(self._order[place])
@@ -73,18 +83,40 @@ class DocumentIndex:
             place += 1
         return None
 
-    def same_hash(self, positions: Sequence[int]) -> dict[int, np.ndarray]:
+    def positions(self, ids: Iterable[str]) -> np.ndarray:
+        """The same for many ids, `NOWHERE` for those that the corpus lacks: int32 [ids]."""
+        names = iter(ids)
+        found = [np.zeros(0, np.int32)]
+        while some := list(islice(names, _AT_A_TIME)):
+            found.append(self._positions(some))
+        return np.concatenate(found)
+
+    def _positions(self, ids: list[str]) -> np.ndarray:
+        raw = [_raw(document_id) for document_id in ids]
+        wanted = np.array([_hash(one) for one in raw], np.uint64)
+        places = np.minimum(self._hashes.searchsorted(wanted), len(self._hashes) - 1)
+        found = np.flatnonzero(self._hashes[places] == wanted)
+        positions = np.full(len(ids), NOWHERE, np.int32)
+        positions[found] = self._order[places[found]]
+        # A hash is of one id, but for one in 10^19.
+        for place, stored in zip(found.tolist(), self.ids.at(positions[found]), strict=True):
+            if stored != raw[place]:
+                position = self.position(ids[place])
+                positions[place] = NOWHERE if position is None else position
+        return positions
+
+    def same_hash(self, positions: np.ndarray) -> dict[int, np.ndarray]:
         """Of those documents that may share their text with another: the positions of all that may have it."""
-        wanted, counts = np.unique(self._texts[np.asarray(positions, np.int64)], return_inverse=True)
+        wanted, counts = np.unique(self._texts[positions.astype(np.int64)], return_inverse=True)
         found = np.flatnonzero(np.isin(self._texts, wanted))
         hashes = self._texts[found]
         by_hash = np.argsort(hashes, kind="stable")
         starts = np.searchsorted(hashes[by_hash], wanted, side="left")
         stops = np.searchsorted(hashes[by_hash], wanted, side="right")
+        several = stops[counts] - starts[counts] > 1
         return {
             position: found[by_hash[starts[group] : stops[group]]]
-            for position, group in zip(positions, counts, strict=True)
-            if stops[group] - starts[group] > 1
+            for position, group in zip(positions[several].tolist(), counts[several].tolist(), strict=True)
         }
 
 
@@ -135,6 +167,11 @@ def first_given_twice(folder: Path) -> int | None:
             repeated.append(int(order[place]))
         seen.add(document_id)
     return min(repeated, default=None)
+
+
+def _raw(document_id: str) -> bytes:
+    # JSON can spell lone surrogates, which no id of a corpus has: what is asked for may be any string.
+    return document_id.encode("utf-8", "surrogatepass")
 
 
 def _hash(raw: bytes) -> int:

@@ -3,8 +3,10 @@
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
 
+import numpy as np
+
 from prorank_jax.data.beir_files import full_text
-from prorank_jax.data.document_index import DocumentIndex
+from prorank_jax.data.document_index import NOWHERE, DocumentIndex
 from prorank_jax.data.records import Records
 from prorank_jax.data.tf_example import unpack
 
@@ -53,24 +55,18 @@ class StoredDocuments(Mapping[str, str]):
             title, text = unpack(record, "title", "text")
             yield title, text
 
-    def positions(self, ids: Iterable[str]) -> list[int | None]:
-        """The position of each in the corpus, from 0; None where it is not there."""
-        return [self._position(document_id) for document_id in ids]
+    def positions(self, ids: Iterable[str]) -> np.ndarray:
+        """As the function `positions_of`."""
+        return self._index.positions(ids)
 
-    def copies(self, ids: Iterable[str]) -> dict[str, list[str]]:
-        """As the function `copies`, without reading what has none."""
-        names = list(ids)
-        positions = dict(zip(names, self.positions(names), strict=True))
-        found = {position: self.ids[position] for position in positions.values() if position is not None}
-        alike = self._index.same_hash(list(found))
+    def copies(self, positions: np.ndarray) -> dict[int, list[int]]:
+        """As the function `copies_of`, without reading what has none."""
         copies = {}
-        for name, position in positions.items():
-            if position is None:
-                raise KeyError(name)
-            copies[name] = [name]
-            if position in alike:
-                text = self[name]
-                copies[name] = [other for other in map(self.ids.__getitem__, alike[position]) if self[other] == text]
+        for position, alike in self._index.same_hash(positions).items():
+            text = self[self.ids[position]]
+            same = [other for other in alike.tolist() if self[self.ids[other]] == text]
+            if len(same) > 1:
+                copies[position] = same
         return copies
 
     def _position(self, document_id: str) -> int | None:
@@ -82,22 +78,47 @@ def ids_of(documents: Mapping[str, str]) -> Sequence[str]:
     return documents.ids if isinstance(documents, StoredDocuments) else tuple(documents)
 
 
-def copies(documents: Mapping[str, str], ids: Iterable[str]) -> dict[str, list[str]]:
-    """Of each of the documents: those of the same text, itself among them, in corpus order.
+def positions_of(documents: Mapping[str, str], ids: Iterable[str]) -> np.ndarray:
+    """The position of each in the corpus, from 0; -1 where the corpus lacks it: int32 [ids]."""
+    if isinstance(documents, StoredDocuments):
+        return documents.positions(ids)
+    every = {document_id: position for position, document_id in enumerate(documents)}
+    return np.array([every.get(document_id, NOWHERE) for document_id in ids], np.int32)
+
+
+def copies_of(documents: Mapping[str, str], positions: np.ndarray) -> dict[int, list[int]]:
+    """Of those documents whose text others have, too: the positions of all that have it, in corpus order.
 
     Collections hold the same text more than once: 40 times in NFCorpus.
+
+    Args:
+      positions: of documents in the corpus.
+    """
+    if isinstance(documents, StoredDocuments):
+        return documents.copies(positions)
+    texts = list(documents.values())
+    of_text: dict[str, list[int]] = {texts[position]: [] for position in positions.tolist()}
+    for position, text in enumerate(texts):
+        if text in of_text:
+            of_text[text].append(position)
+    return {position: same for position in positions.tolist() if len(same := of_text[texts[position]]) > 1}
+
+
+def copies(documents: Mapping[str, str], ids: Iterable[str]) -> dict[str, list[str]]:
+    """Of each of the documents: those of the same text, itself among them, in corpus order.
 
     Raises:
       KeyError: a document is not there.
     """
-    if isinstance(documents, StoredDocuments):
-        return documents.copies(ids)
     names = list(ids)
-    of_text: dict[str, list[str]] = {documents[name]: [] for name in names}
-    for document_id, text in documents.items():
-        if text in of_text:
-            of_text[text].append(document_id)
-    return {name: of_text[documents[name]] for name in names}
+    positions = positions_of(documents, names)
+    if NOWHERE in positions:
+        raise KeyError(names[positions.tolist().index(NOWHERE)])
+    every, found = ids_of(documents), copies_of(documents, positions)
+    return {
+        name: [every[other] for other in found.get(position, [position])]
+        for name, position in zip(names, positions.tolist(), strict=True)
+    }
 
 
 class _Items(ItemsView[str, str]):

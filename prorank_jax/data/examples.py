@@ -8,7 +8,6 @@ are drawn from those among the query's first-stage candidates. They may hold rel
 but never one judged relevant, nor a copy of its text under another id. A `Selection` says more closely what is drawn.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -16,9 +15,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.documents import copies, ids_of
-from prorank_jax.data.runs import Run
+from prorank_jax.data.candidate_table import Candidates
+from prorank_jax.data.judgements import Judgements, read_judgements
 from prorank_jax.errors import InputError
+
+_PAIRS_AT_A_TIME = 1 << 14
+"""Judged pairs that are looked for among the candidates at a time."""
 
 
 class Group(NamedTuple):
@@ -72,15 +74,14 @@ class Selection(NamedTuple):
     """Share of the negatives drawn from the whole corpus, and not from the candidates."""
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One query and its documents by their part in training; `grades` are those of `positives`."""
+class _Judged(NamedTuple):
+    """One query and its documents, by their positions in the corpus and by their part in training; `grades` are those
+    of `positives`."""
 
-    query_id: str
-    positives: tuple[str, ...]
-    grades: tuple[int, ...]
-    hard_negatives: tuple[str, ...]
-    never_negative: frozenset[str]
+    positives: list[int]
+    grades: list[int]
+    hard_negatives: list[int]
+    never_negative: set[int]
 
 
 @dataclass(frozen=True)
@@ -98,50 +99,80 @@ class JudgedSource:
 
     It is smaller only where the corpus is too small to fill it. A group of one is, by the toss of a coin, the first
     or the last of a group of two. A label is the judgement of a positive, and 0 for all else.
+
+    Documents are positions in the corpus here, and a query's candidates are read when it is drawn from: memory does
+    not grow with the number of candidates.
     """
 
     collection: Collection
-    judged: tuple[_Judged, ...]
-    document_ids: Sequence[str]
-    random_negatives: float
+    candidates: Candidates
+    selection: Selection
+    judgements: Judgements
+    groups: np.ndarray
+    """The queries that have a positive, by their number among the judged: int [groups]."""
 
     @classmethod
-    def from_collection(cls, collection: Collection, run: Run, selection: Selection) -> "JudgedSource":
+    def from_collection(cls, collection: Collection, candidates: Candidates, selection: Selection) -> "JudgedSource":
         """Raises InputError where the collection has no positive, or a query no negative."""
-        judged = _judged(collection, run, selection)
-        return cls(collection, judged, ids_of(collection.documents), selection.random_negatives)
+        judgements = read_judgements(collection, selection.relevant_from)
+        place, groups = f"{collection.name}/{collection.split}", judgements.queries()
+        query = next(judgements.relevant_to_all(len(collection.documents)), None)
+        if query is not None:
+            raise InputError(
+                f"{place}: every document is relevant to query {judgements.query_ids[query]!r}; "
+                "add documents that are not"
+            )
+        missing, remedy = f"no document of the corpus is judged {selection.relevant_from} or higher", "lower"
+        if selection.found_only:
+            groups = _with_a_candidate(judgements, candidates)
+            missing, remedy = f"{missing} and among its query's candidates", "set data.found_only=false or lower"
+        if not len(groups):
+            raise InputError(f"{place}: {missing}; {remedy} data.relevant_from")
+        return cls(collection, candidates, selection, judgements, groups)
 
     @property
     def name(self) -> str:
         return f"{self.collection.name}/{self.collection.split}"
 
     def __len__(self) -> int:
-        return len(self.judged)
+        return len(self.groups)
 
     def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
-        judged = self.judged[index]
+        query_id, judged = self._judged(index)
         chosen = self._group(rng, judged, max(size, 2))
         if size == 1:
             chosen = [chosen[int(rng.integers(2))]]
-        documents = tuple(self.collection.documents[document_id] for document_id, _ in chosen)
+        ids = self.candidates.document_ids
+        documents = tuple(self.collection.documents[ids[position]] for position, _ in chosen)
         labels = tuple(float(label) for _, label in chosen)
-        return Group(self.collection.queries[judged.query_id], documents, labels, labels)
+        return Group(self.collection.queries[query_id], documents, labels, labels)
 
     def pair(self, index: int, rng: np.random.Generator) -> tuple[Example, Example]:
         query, (positive, negative), *_ = self.draw(index, rng, 2)
         return Example(query, positive, 1), Example(query, negative, 0)
 
-    def _group(self, rng: np.random.Generator, judged: _Judged, size: int) -> list[tuple[str, int]]:
+    def _judged(self, index: int) -> tuple[str, _Judged]:
+        query = int(self.groups[index])
+        query_id = self.judgements.query_ids[query]
+        grades, never = self.judgements.grades(query), self.judgements.known(query)
+        ranking = self.candidates.of_row(self.candidates.row(query_id)).tolist()
+        hard_negatives = [position for position in ranking if position not in never]
+        if self.selection.found_only:
+            grades = {position: grades[position] for position in ranking if position in grades}
+        return query_id, _Judged(list(grades), list(grades.values()), hard_negatives, never)
+
+    def _group(self, rng: np.random.Generator, judged: _Judged, size: int) -> list[tuple[int, int]]:
         first = int(rng.integers(len(judged.positives)))
         chosen = [first]
         others = [i for i, grade in enumerate(judged.grades) if grade != judged.grades[first]]
         if others and size >= 3:
             chosen.append(others[int(rng.integers(len(others)))])
         wanted = size - len(chosen)
-        negatives = _draw(rng, judged.hard_negatives, _hard(rng, wanted, self.random_negatives))
+        negatives = _draw(rng, judged.hard_negatives, _hard(rng, wanted, self.selection.random_negatives))
         missing = wanted - len(negatives)
-        negatives += _fill(rng, self.document_ids, missing, judged.never_negative.union(negatives))
-        return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(name, 0) for name in negatives]
+        documents = len(self.collection.documents)
+        negatives += _fill(rng, documents, missing, judged.never_negative.union(negatives))
+        return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(position, 0) for position in negatives]
 
 
 def _hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int:
@@ -151,50 +182,28 @@ def _hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int
     return wanted - round(wanted * random_negatives)
 
 
-def _judged(collection: Collection, run: Run, selection: Selection) -> tuple[_Judged, ...]:
-    """The queries that have a positive with a text, in the collection's order."""
-    graded = {}
-    for query_id, judgements in collection.qrels.items():
-        grades = {
-            document_id: judgement
-            for document_id, judgement in judgements.items()
-            if judgement >= selection.relevant_from and document_id != query_id and document_id in collection.documents
-        }
-        if grades:
-            graded[query_id] = grades
-    of_text = copies(collection.documents, {document_id: None for grades in graded.values() for document_id in grades})
-    found = []
-    for query_id, grades in graded.items():
-        ranking = [document_id for document_id, _ in run.get(query_id, ())]
-        never = {copy for document_id in grades for copy in of_text[document_id]}
-        if query_id in collection.documents:
-            never.add(query_id)
-        if len(never) == len(collection.documents):
-            raise InputError(
-                f"{collection.name}/{collection.split}: every document is relevant to query {query_id!r}; "
-                "add documents that are not"
-            )
-        negatives = tuple(document_id for document_id in ranking if document_id not in never)
-        if selection.found_only:
-            grades = {document_id: grades[document_id] for document_id in ranking if document_id in grades}
-        if grades:
-            found.append(_Judged(query_id, tuple(grades), tuple(grades.values()), negatives, frozenset(never)))
-    if not found:
-        missing, remedy = f"no document of the corpus is judged {selection.relevant_from} or higher", "lower"
-        if selection.found_only:
-            missing, remedy = f"{missing} and among its query's candidates", "set data.found_only=false or lower"
-        raise InputError(f"{collection.name}/{collection.split}: {missing}; {remedy} data.relevant_from")
-    return tuple(found)
+def _with_a_candidate(judgements: Judgements, candidates: Candidates) -> np.ndarray:
+    """The queries of which a positive is among the candidates, rising."""
+    row_of = np.array([candidates.row(query_id) for query_id in judgements.query_ids], np.int64)
+    of_pairs = judgements.query_of_each()
+    found = np.zeros(len(of_pairs), bool)
+    for start in range(0, len(of_pairs), _PAIRS_AT_A_TIME):
+        some = slice(start, start + _PAIRS_AT_A_TIME)
+        rankings = candidates.positions[row_of[of_pairs[some]]]
+        found[some] = (rankings == judgements.positions[some, None]).any(1)
+    return np.unique(of_pairs[found])
 
 
-def _draw(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[str]:
-    """`count` of the names without replacement, or all there are, in random order."""
-    return [names[i] for i in rng.choice(len(names), min(count, len(names)), replace=False)] if names else []
+def _draw(rng: np.random.Generator, positions: list[int], count: int) -> list[int]:
+    """`count` of the positions without replacement, or all there are, in random order."""
+    if not positions:
+        return []
+    return [positions[i] for i in rng.choice(len(positions), min(count, len(positions)), replace=False)]
 
 
-def _fill(rng: np.random.Generator, names: Sequence[str], count: int, excluded: frozenset[str]) -> list[str]:
-    """`count` random names that are not excluded, or all there are."""
-    # Among this many distinct names, at least `count` are not excluded.
-    tries = min(count + len(excluded), len(names)) if count else 0
-    drawn = (names[i] for i in rng.choice(len(names), tries, replace=False))
-    return list(islice((name for name in drawn if name not in excluded), count))
+def _fill(rng: np.random.Generator, documents: int, count: int, excluded: set[int]) -> list[int]:
+    """`count` random positions of so many documents that are not excluded, or all there are."""
+    # Among this many distinct positions, at least `count` are not excluded.
+    tries = min(count + len(excluded), documents) if count else 0
+    drawn = rng.choice(documents, tries, replace=False).tolist()
+    return list(islice((position for position in drawn if position not in excluded), count))

@@ -7,6 +7,7 @@ of sentence-transformers' `mine_hard_negatives`; margins are to the lowest posit
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,6 @@ import numpy as np
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.documents import copies
 from prorank_jax.data.jsonl import Row, write_rows
-from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
 
 DEPTH = 100
@@ -123,7 +123,7 @@ def check_margin(option: str, margin: float | None) -> None:
         raise InputError(f"{option}={margin}: is negative or not finite; write 0 or more")
 
 
-def mine(collection: Collection, run: Run, window: Window, choice: Choice) -> Mined:
+def mine(collection: Collection, run: Mapping[str, list[tuple[str, float]]], window: Window, choice: Choice) -> Mined:
     """One row per query that has a positive and a negative, in the collection's order.
 
     A row is `{"query_id", "query", "pos", "neg", "pos_ids", "neg_ids"}`: positives by falling judgement, then by rank;

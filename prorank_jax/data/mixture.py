@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prorank_jax.config import GAINS, DataConfig, Loss, SourceConfig
-from prorank_jax.data.candidates import candidates
+from prorank_jax.data.candidates import open_candidates
 from prorank_jax.data.collections import is_collection, open_collection
 from prorank_jax.data.examples import JudgedSource, Selection, Source
 from prorank_jax.data.prepare import prepare
@@ -96,9 +96,9 @@ def _open_judged(place: str, config: SourceConfig, source: str | Path) -> Judged
             "scores; use target=label"
         )
     collection = open_collection(source, config.split)
-    run = candidates(collection, config.candidates, config.depth)
+    found = open_candidates(collection, config.candidates, config.depth, show_progress=True)
     return JudgedSource.from_collection(
-        collection, run, Selection(config.relevant_from, config.found_only, config.random_negatives)
+        collection, found, Selection(config.relevant_from, config.found_only, config.random_negatives)
     )
 
 

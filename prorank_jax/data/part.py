@@ -113,9 +113,11 @@ class Part:
 
 
 def rows_done(out: Path, made_of: dict[str, Any]) -> int:
-    """Rows of `out` that an unfinished file has, where it was made of the same."""
+    """Rows of `out` that an unfinished file has, where it was made of the same and is as long as noted."""
+    part = Part(out)
     try:
-        record = parse_json(Part(out).record.read_text(encoding="utf-8"))
-        return int(record["rows"]) if record["made_of"] == made_of else 0
+        record = parse_json(part.record.read_text(encoding="utf-8"))
+        whole = record["made_of"] == made_of and part.path.stat().st_size >= record["bytes"]
+        return int(record["rows"]) if whole else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -12,7 +12,7 @@ from prorank_jax.card import add_measurement
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import read_beir
-from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.candidates import open_candidates
 from prorank_jax.data.examples import JudgedSource, Selection
 from prorank_jax.data.stream import pairs
 from prorank_jax.demo.world import write_world
@@ -77,8 +77,9 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     trained = train(config, workdir)
 
     test = read_beir(world / "test", "test")
-    run = bm25_run(test, DEPTH)
-    probed = pairs([JudgedSource.from_collection(test, run, Selection())], [1.0], seed).rows(range(PROBED_PAIRS))
+    found = open_candidates(test, "bm25", DEPTH)
+    run = dict(found)
+    probed = pairs([JudgedSource.from_collection(test, found, Selection())], [1.0], seed).rows(range(PROBED_PAIRS))
     texts = [(example.query, example.document) for example in probed]
     labels = np.array([example.label for example in probed], np.int32)
     rows: dict[str, dict[str, float]] = {}

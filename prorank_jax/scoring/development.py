@@ -43,7 +43,8 @@ class Development:
             names = list(collection.queries)
             drawn = np.sort(np.random.default_rng(0).choice(len(names), config.queries, replace=False))
             collection = collection.only([names[i] for i in drawn])
-        return cls(collection, candidates(collection, config.candidates, config.depth), reranker)
+        run = candidates(collection, config.candidates, config.depth, show_progress=True)
+        return cls(collection, run, reranker)
 
     def first_stage(self) -> float:
         """nDCG@10 of the candidates as they were retrieved."""
