@@ -21,7 +21,14 @@ from prorank_jax.config_file import load_config
 from prorank_jax.cross_encoder import causal_files, classifier_files
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
-from prorank_jax.model.hf import ModelFolder, classifier_config, load_pretrained, read_folder, save_pretrained
+from prorank_jax.model.hf import (
+    ModelFolder,
+    causal_config,
+    classifier_config,
+    load_pretrained,
+    read_folder,
+    save_pretrained,
+)
 from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
 from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
@@ -71,7 +78,7 @@ def export_model(
     check_out(folder, base.folder)
     with _writing(folder), replaced(folder, last="config.json") as unfinished:
         if record.kind == "causal":
-            save_pretrained(unfinished, params, base.config, base.hf_config, dtype=dtype)
+            save_pretrained(unfinished, params, base.config, causal_config(base.hf_config), dtype=dtype)
             generation = {"eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id, "do_sample": False}
             files = {"generation_config.json": generation, **causal_files(prompt.answer_ids)}
         else:

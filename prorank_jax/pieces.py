@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from prorank_jax.errors import InputError
 from prorank_jax.slots import behind_newline, control_tokens, encode_slots
-from prorank_jax.templates import DOCUMENT, QUERY, SYSTEM, template_ids
+from prorank_jax.templates import DOCUMENT, QUERY, SYSTEM, answer_tail, template_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -167,7 +167,7 @@ def find_answer_ids(
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [template_ids(tokenizer, text) for text in texts]
 
-    tail = rendered[max(rendered.rindex(sentinel) + len(sentinel) for sentinel in (QUERY, DOCUMENT)) :]
+    tail = answer_tail(rendered)
     found = []
     tail_ids, *answered = behind_newline(encode, [tail, *(tail + answer for answer in answers)])
     for answer, ids in zip(answers, answered, strict=True):

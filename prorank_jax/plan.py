@@ -15,6 +15,7 @@ from prorank_jax.config_file import parse_config
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import DecoderConfig
 from prorank_jax.model.hf import read_folder
+from prorank_jax.model.weights import ADAPTER
 from prorank_jax.planning.chips import Topology, bytes_of, exceeded, open_topology
 from prorank_jax.planning.compiled import Buffer, Collective, collectives, largest_buffers, moved
 from prorank_jax.planning.steps import Job, bytes_on_a_chip, jobs, make_job
@@ -163,7 +164,7 @@ def describe_sweep(candidates: Iterable[Candidate]) -> str:
 
 
 def _model(config: RunConfig) -> DecoderConfig:
-    return read_folder(config.model.base, ["config.json"]).config
+    return read_folder(config.model.base, ["config.json", ADAPTER]).config
 
 
 def _compiled(job: Job, mesh: jax.sharding.Mesh, topology: Topology, tell: Callable[[str], None]) -> StagePlan:

@@ -5,10 +5,12 @@ each pair is to tokenise what fills the slots, to cut that to the length, and to
 """
 
 import dataclasses
+import logging
 import os
 import re
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +30,8 @@ from prorank_jax.templates import (
     QUERY,
     SYSTEM,
     Messages,
+    adapt,
+    answer_tail,
     chat_template,
     complete,
     is_pair_template,
@@ -37,12 +41,14 @@ from prorank_jax.templates import (
     template_ids,
     turn_end,
 )
+from prorank_jax.thinking import no_answer_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from prorank_jax.model.hf import ModelFolder
 
+_log = logging.getLogger(__name__)
 ANSWERS = ("0", "1")
 _CHARACTERS_A_TOKEN = 64
 _UNSURE_TOKENS = 64
@@ -312,6 +318,8 @@ def build_prompt(
         else:
             instruction = INSTRUCTION if config.instruction is None else config.instruction
             template = make_template(tokenizer, instruction, answers, config.order == "document_first")
+        if template != chat:
+            template = adapt(template, tokenizer)
         template = complete(template, tokenizer, config.instruction)
         rendered = render(template, PAIR, tokenizer)
     except TemplateSyntaxError as error:
@@ -335,6 +343,8 @@ def build_prompt(
     end_token = turn_end(template, PAIR, tokenizer) or own_turn_end(tokenizer)
     if end_token is None:
         raise InputError(f"{place}: no token ends the assistant's turn; set eos_token in tokenizer_config.json")
+    if problem := no_answer_place(answer_tail(rendered), end_token):
+        _warn(source, problem)
     end_id = template_ids(tokenizer, end_token)[0]
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, end_id)
     return Prompt(
@@ -349,6 +359,12 @@ def build_prompt(
         slots=slots,
         place=place,
     )
+
+
+@cache
+def _warn(source: str, problem: str) -> None:
+    # A prompt is built by every part that needs its length.
+    _log.warning("%s: %s", source, problem)
 
 
 def _read(path: str) -> str:

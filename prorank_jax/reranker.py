@@ -24,6 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from prorank_jax.ahead import ahead
+from prorank_jax.answer_place import warn_unlikely
 from prorank_jax.config import MeshConfig, Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.beir_files import full_text
@@ -125,11 +126,13 @@ class Reranker:
         # Not checked by itself: what is too short for a template is for the prompt to say.
         config = config.model_copy(update={"max_length": limit if max_length is None else max_length})
         prompt = load_prompt(pretrained, config, str(source))
+        trained = read_answer_ids(pretrained.folder) is not None
         if max_length is None:
-            trained = read_answer_ids(pretrained.folder) is not None
             longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
             prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
         decoder = Decoder(pretrained.config, jnp.dtype(dtype), kernel=kernel_for(mesh))
+        if not trained:
+            warn_unlikely(decoder, pretrained.params, prompt, mesh)
         return cls(decoder, pretrained.params, prompt)
 
     @property

@@ -10,11 +10,15 @@ How its pieces become a prompt's token ids is in `prompt.py`.
 
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from prorank_jax import sandbox
+from prorank_jax import sandbox, thinking
+from prorank_jax.slots import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,15 +55,22 @@ _PLAIN = f"{SYSTEM}\n\n{{user}}\nAnswer:\n"
 
 
 def render(
-    template: str, messages: Messages, tokenizer: "PreTrainedTokenizerFast", add_generation_prompt: bool = True
+    template: str,
+    messages: Messages,
+    tokenizer: "PreTrainedTokenizerFast",
+    add_generation_prompt: bool = True,
+    settings: Mapping[str, bool] = MappingProxyType({}),
 ) -> str:
     """Renders a template in a sandbox, with the settings and variables that transformers gives it.
+
+    Args:
+      settings: variables that a caller of transformers may set, such as `enable_thinking`.
 
     Raises:
       jinja2.TemplateError: the template is malformed, refuses the messages, takes too much, or fails in another way.
     """
     variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, **tokenizer.special_tokens_map}
-    return sandbox.render(template, variables)
+    return sandbox.render(template, {**variables, **settings})
 
 
 def chat_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:
@@ -96,8 +107,9 @@ def make_template(
 ) -> str:
     """Our prompt in the chat format of a tokenizer, as Jinja text.
 
-    The format is read off the tokenizer's own chat template, else chosen by its special tokens,
-    else plain text. A beginning-of-text token stands in the text where the chat template writes it.
+    The format is read off the tokenizer's own chat template, which is asked not to think, else chosen by its special
+    tokens, else plain text. A beginning-of-text token is in the text where the chat template writes it, or the
+    tokenizer puts one before every text.
 
     Args:
       instruction: what the template says in the system's role when no message does.
@@ -109,8 +121,7 @@ def make_template(
     text = _own_format(tokenizer, user)
     if text is None:
         text = _format(tokenizer)[0].replace("{user}", user)
-        if tokenizer.bos_token and tokenizer.encode("a")[0] == tokenizer.bos_token_id:
-            text = tokenizer.bos_token + text
+    text = missing_bos(text, tokenizer) + text
     content = 'messages | selectattr("role", "eq", "{}") | map(attribute="content")'
     lines = [
         f"{{%- set system = ({content.format('system')} | list + [{_literal(instruction)}]) | first | trim -%}}",
@@ -124,6 +135,49 @@ def make_template(
         else:
             lines += [f"{{{{- {_literal(line)} -}}}}" for line in re.findall(r"[^\n]*\n|[^\n]+", part)]
     return "\n".join(lines) + "\n"
+
+
+def missing_bos(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The beginning-of-text token, where the tokenizer puts one before every text and a rendered template has none.
+
+    Tools that render a template add no token to what it prints.
+    """
+    bos = tokenizer.bos_token
+    if not bos or bos in text or tokenizer.encode("a")[0] != tokenizer.bos_token_id:
+        return ""
+    return str(bos)
+
+
+def answer_tail(rendered: str) -> str:
+    """What a rendered template has after the texts, up to the answer's place."""
+    return rendered[max(rendered.rfind(sentinel) + len(sentinel) for sentinel in (QUERY, DOCUMENT)) :]
+
+
+def adapt(template: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Writes into a template for pairs what an untrained model needs: no roles but those of a pair, no thoughts, and a
+    beginning-of-text token.
+
+    The prompt of a model that was trained with the template must stay as it is. A template that has nothing to be
+    changed is returned unchanged.
+
+    Raises:
+      jinja2.TemplateError: the template cannot be rendered.
+    """
+    if not is_pair_template(template, tokenizer):
+        # One that prints every role would be taken for a chat template in the exported folder.
+        roles = '["system", "query", "document", "assistant"]'
+        template = f'{{% set messages = messages | selectattr("role", "in", {roles}) | list %}}\n{template}'
+    for name in _no_thoughts(template, PAIR, tokenizer):
+        template = f"{{% set {name} = false %}}\n{template}"
+    rendered = render(template, PAIR, tokenizer)
+    if close := thinking.closing(answer_tail(rendered), [template, *control_tokens(tokenizer).values()]):
+        printed = f"{{{{ {_literal(close)} }}}}"
+        if _prints_answer(template, tokenizer):
+            printed = f'{{%+ if messages[-1].role != "assistant" %}}{printed}{{% endif %}}'
+        template = template.removesuffix("\n") + printed + "\n"
+    if bos := missing_bos(rendered, tokenizer):
+        template = f"{{{{ {_literal(bos)} }}}}{template}"
+    return template
 
 
 def complete(template: str, tokenizer: "PreTrainedTokenizerFast", instruction: str | None) -> str:
@@ -147,12 +201,8 @@ def complete(template: str, tokenizer: "PreTrainedTokenizerFast", instruction: s
             )
     if render(template, PAIR, tokenizer, add_generation_prompt=False) != render(template, PAIR, tokenizer):
         template = "{% set add_generation_prompt = true %}\n" + template
-    try:
-        answered = render(template, [*PAIR, {"role": "assistant", "content": ANSWER}], tokenizer)
-    except TemplateError:  # it refuses the role, and would refuse it with our lines as well
-        return template
     end = own_turn_end(tokenizer)
-    if ANSWER not in answered and end:
+    if _prints_answer(template, tokenizer) is False and end:
         template = (
             # Jinja drops the newline at the end of a file, which must not come back in the middle of one.
             template.removesuffix("\n")
@@ -160,6 +210,14 @@ def complete(template: str, tokenizer: "PreTrainedTokenizerFast", instruction: s
             + f"{{{{ message.content }}}}{{{{ {_literal(end)} }}}}{{% endfor %}}\n"
         )
     return template
+
+
+def _prints_answer(template: str, tokenizer: "PreTrainedTokenizerFast") -> bool | None:
+    """Whether a template prints an assistant's message; None where it refuses the role, whatever is added to it."""
+    try:
+        return ANSWER in render(template, [*PAIR, {"role": "assistant", "content": ANSWER}], tokenizer)
+    except TemplateError:
+        return None
 
 
 def turn_end(template: str, before: Messages, tokenizer: "PreTrainedTokenizerFast") -> str | None:
@@ -198,12 +256,23 @@ def _own_format(tokenizer: "PreTrainedTokenizerFast", user: str) -> str | None:
     folded: Messages = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
     for messages in (system, folded):
         try:
-            text = render(chat, messages, tokenizer)
+            text = render(chat, messages, tokenizer, settings=_no_thoughts(chat, messages, tokenizer))
         except TemplateError:
             continue
         if text.count(SYSTEM) == 1 and text.count(user) == 1:
-            return text
+            return text + thinking.closing(answer_tail(text), [chat, *control_tokens(tokenizer).values()])
     return None
+
+
+def _no_thoughts(template: str, messages: Messages, tokenizer: "PreTrainedTokenizerFast") -> dict[str, bool]:
+    """The variables by which a template is asked not to think, of those that it reads."""
+    plain, found = render(template, messages, tokenizer), {}
+    for name, value in thinking.OFF.items():
+        # A name that a template uses for something else may fail it.
+        with suppress(TemplateError):
+            if render(template, messages, tokenizer, settings={name: value}) != plain:
+                found[name] = value
+    return found
 
 
 def _format(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from prorank_jax import __version__
+from prorank_jax.answer_place import warn_unlikely
 from prorank_jax.card import run_record
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import dump_config
@@ -68,6 +69,7 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
         check_score(config.score, mesh)
     check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
+    warn_unlikely(decoder, pretrained.params, prompt, mesh)
     dev = config.score.dev if config.score else None
     reranker = partial(Reranker, decoder, prompt=prompt)
     development = Development.open(dev, config.data.path, reranker) if dev else None

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hf_models import torch_logits, write_model
 from safetensors.numpy import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import Rope, rotary_frequencies, within_window
+from prorank_jax.model.config_fields import INERT
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.families import FAMILIES, decoder_config
 from prorank_jax.model.hf import Pretrained, load_pretrained, save_pretrained
@@ -124,6 +125,12 @@ def test_logits_equal_torch_before_and_after_an_export(name: str, tmp_path: Path
         assert np.abs(theirs).max() > 1
         assert np.abs(ours - theirs)[real].max() < 1e-4
         np.testing.assert_array_equal(torch_logits(exported, tokens, real)[0], theirs)
+
+
+BARE = {
+    **{"model_type": "llama", "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6},
+    **{"intermediate_size": 72, "num_key_value_heads": 2},
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -269,6 +276,115 @@ def test_notes_of_other_tools_and_fields_that_are_off_are_read_over() -> None:
     notes = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
     notes |= {"pretraining_tp": 1, "unsloth_fixed": True, "rope_scaling": None, "some_new_thing": None}
     assert decoder_config(config | notes, "noted") == decoder_config(config, "plain")
+
+
+def test_rope_fields_that_its_type_does_not_read() -> None:
+    """transformers reads the original length for some types only, and no factor for the default one."""
+    for rope in (Rope(1e4), Rope(1e4, 2.0)):
+        kind = "default" if rope.factor == 1 else "linear"
+        written = {"rope_type": kind, "factor": rope.factor, "original_max_position_embeddings": 512}
+        assert decoder_config(BARE | {"rope_scaling": written}, "f").rope == rope
+
+
+def test_the_base_class_and_generation_change_no_logit() -> None:
+    """Every field that transformers gives any model, or its generation, but the encoder's switch."""
+    fields = {*PreTrainedConfig().to_dict(), *GenerationConfig().to_dict()} - {"is_encoder_decoder"}
+    assert {name for name in fields if not name.startswith("_")} - INERT - {"architectures"} == {
+        *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+        *("forced_bos_token_id", "forced_eos_token_id"),
+    }
+    plain = decoder_config(BARE, "plain")
+    assert decoder_config(BARE | dict.fromkeys(fields - {"architectures", "model_type"}, 7), "set") == plain
+
+
+def test_every_trial_of_a_note_is_read(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = sorted((shared / "trials" / "01-config-notes-of-tools").glob("*.json"))
+    assert len(paths) >= 8
+    for path in paths:
+        written = json.loads(path.read_text())
+        config = AutoConfig.for_model(**written)
+        read = decoder_config(written, path.name)
+        assert (read.width, read.layers) == (config.hidden_size, config.num_hidden_layers)
+    # Only one file has a field that nobody knows.
+    assert [record.message for record in caplog.records] == [
+        "internal-version-allam-7b.json: internal_version='7b-alpha-v2.33.0.30': unknown, and taken for notes of other "
+        "tools that change no score"
+    ]
+
+
+# Fields of fine-tuned models as tools write them.
+NOTES: dict[str, dict[str, Any]] = {
+    "classifier": {"id2label": {"0": "NO", "1": "YES"}, "num_labels": 2, "problem_type": "single_label_classification"},
+    "qwen2.5": {"use_mrope": False, "max_window_layers": 21, "use_sliding_window": False},
+    "a converter": {"rope_scaling": {}, "pruned_heads": {}},
+    "dropouts": {"hidden_dropout": 0.0, "embd_pdrop": 0.1, "resid_pdrop": 0.1, "classifier_dropout": 0.1},
+    "tools": {
+        "_attn_implementation_autoset": True,
+        "_model_name_or_path": "Smollm2 135M",
+        "_internal": [1],
+        "unsloth_version": "2025.3",
+        "quantization_config": None,
+        "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]},
+        "gradient_checkpointing": True,
+    },
+    "multimodal leftovers": {"image_token_id": 151_655, "vision_start_token_id": 5, "image_token_index": 6},
+    "of no tokens": {"num_experts": 0, "moe_layers": [], "logit_scale": None, "use_qk_norm": False},
+}
+UNKNOWN: dict[str, Any] = {
+    **{"trained_by": "x", "max_sequence_length": 2048, "tags": ["a", "b"], "training_args": {"lr": 1e-5, "epochs": 3}},
+    **{"use_flash_attn": True, "seq_length": 4096, "tokenizer_padding_side": "right", "train_epochs": 3},
+    **{"base_model_name": "x/y", "padded_vocab_size": 151_936, "attn_implementation_internal": "sdpa"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_notes_change_nothing_and_say_nothing(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    bare = BARE | {"model_type": family}
+    for name, notes in NOTES.items():
+        assert decoder_config(bare | notes, name) == decoder_config(bare, "bare"), name
+    assert caplog.records == []
+
+
+def test_a_window_that_is_turned_off_is_a_note() -> None:
+    """As in a Qwen that became a Llama."""
+    for off in ({"use_sliding_window": False, "sliding_window": 32_768}, {"sliding_window": None}):
+        assert decoder_config(BARE | off, "off") == decoder_config(BARE, "bare")
+    with pytest.raises(InputError, match="^f: sliding_window=4096 is not supported for llama"):
+        decoder_config(BARE | {"sliding_window": 4096}, "f")
+
+
+def test_unknown_notes_are_named_in_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert decoder_config(BARE | UNKNOWN, "many") == decoder_config(BARE, "bare")
+    [record] = caplog.records
+    assert record.message.startswith("many: trained_by='x', max_sequence_length=2048, tags=['a', 'b'], training_args=")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("logit_scale", 0.5), ("embedding_multiplier", 12), ("residual_multiplier", 0.22), ("clip_qkv", 8)),
+        *(("attention_multiplier", 0.0078), ("use_qk_norm", True), ("num_experts", 8), ("no_rope_layers", [1, 0])),
+        *(("no_rope_layer_interval", 4), ("pruned_heads", {"0": [1]}), ("is_encoder_decoder", True), ("mup_width", 2)),
+        *(("quantization_config", {"quant_method": "gptq"}), ("per_layer_config", {"0": {"num_attention_heads": 1}})),
+        *(("position_embedding_type", "alibi"), ("norm_type", "layernorm"), ("add_cross_attention", True)),
+        *(("rope_ratio", 4), ("sliding_window_size", 7), ("scale_emb", 12), ("dim_model_base", 256), ("x", math.nan)),
+        *(("tie_word_embedding_scale", 2.0), ("parallel_attn", True), ("nope_layer_interval", 4), ("use_mrope", True)),
+    ],
+)
+def test_an_unknown_field_that_could_change_a_logit_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^f: {name}=.* is not supported for llama; if the model is the same witho"):
+        decoder_config(BARE | {name: value}, "f")
+
+
+def test_a_base_model_is_read_where_it_is_tied() -> None:
+    """As sentence-transformers saves an embedding model; transformers reads the language model of it."""
+    for family, other in FAMILIES.items():
+        bare = BARE | {"model_type": family, "architectures": [other.base], "tie_word_embeddings": True}
+        assert decoder_config(bare, "f").tied
+        assert AutoModel.from_config(AutoConfig.for_model(**bare)).__class__.__name__ == other.base
+        with pytest.raises(InputError, match=rf"^f: architectures=\['{other.base}'\] is not supported; only"):
+            decoder_config(bare | {"tie_word_embeddings": False}, "f")
 
 
 def test_old_spellings_of_two_rope_bases() -> None:

@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,11 +22,13 @@ import torch
 from hf_models import write_model
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
-from transformers import Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from prorank_jax.config import MeshConfig
 from prorank_jax.errors import InputError
 from prorank_jax.model import hf
+from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.families import FAMILIES
 from prorank_jax.model.hf import load_pretrained, save_pretrained
 from prorank_jax.runtime.mesh import make_mesh, shardings
 
@@ -189,6 +194,107 @@ def test_a_tied_unembedding_is_the_embedding(tmp_path: Path) -> None:
     assert "unembedding" not in load_pretrained(tmp_path).params
     change(tmp_path, lm_head__weight=embedding + np.float32(1))
     assert "tensor lm_head.weight is not the embedding, and config.json says tie_word_embeddings" in refused(tmp_path)
+
+
+def renamed(folder: Path, out: Path, name_of: Callable[[str], str]) -> Path:
+    """A copy of a folder with other names of its tensors, in one file or in several with their index."""
+    shutil.copytree(folder, out)
+    for file in out.glob("*.safetensors"):
+        save_file({name_of(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    if (index := out / "model.safetensors.index.json").exists():
+        written = json.loads(index.read_text())
+        listed = {name_of(name): file for name, file in written["weight_map"].items()}
+        index.write_text(json.dumps(written | {"weight_map": listed}))
+    return out
+
+
+NAMES: dict[str, Callable[[str], str]] = {
+    "of the base model": lambda name: name.removeprefix("model."),
+    "of a model in a model": lambda name: f"model.{name}",
+}
+UNKNOWN = " is unknown to this family; config.json and weights disagree"
+OTHER_NAMES: dict[str, Callable[[str], str]] = {
+    "language_model.model.": lambda name: f"language_model.{name}",
+    "model.language_model.": lambda name: name.replace("model.", "model.language_model.", 1),
+    "base_model.model.model.": lambda name: f"base_model.model.{name}",
+    "transformer.": lambda name: name.replace("model.", "transformer.", 1),
+    "_orig_mod.model.": lambda name: f"_orig_mod.{name}",
+    "module.model.": lambda name: f"module.{name}",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_that_transformers_reads(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without a prefix, sharded or not: those that it finds every tensor by, and no others."""
+    write_model(tmp_path / "in", family, tie_word_embeddings=family != "llama")
+    expected = load_pretrained(tmp_path / "in").params
+    shard(tmp_path / "in", tmp_path / "shards", monkeypatch)
+    for source, names in (("in", NAMES | OTHER_NAMES), ("shards", NAMES)):
+        for name, name_of in names.items():
+            folder = renamed(tmp_path / source, tmp_path / f"{source} {name}", name_of)
+            _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+            assert bool(found["missing_keys"]) == (name in OTHER_NAMES), name
+            if name in NAMES:
+                jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder).params, expected)
+            else:
+                tensor = refused(folder).partition(": tensor ")[2].removesuffix(UNKNOWN)
+                assert tensor in load_file(folder / "model.safetensors")
+
+
+def test_an_embedding_model_without_prefix(shared: Path) -> None:
+    """As Qwen3-Embedding's: the logits are torch's."""
+    folder = shared / "trials" / "07-weights-without-model-prefix" / "folder"
+    pretrained = load_pretrained(folder)
+    ids = np.arange(12)[None] % 32
+    hidden, _ = Decoder(pretrained.config).forward(
+        pretrained.params, jnp.asarray(ids, jnp.int32), jnp.arange(12)[None], jnp.tril(jnp.ones((1, 12, 12), bool))
+    )
+    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not found["missing_keys"]
+    theirs = model.eval()(torch.from_numpy(ids)).logits.detach().numpy()
+    assert theirs.std() > 0.01
+    np.testing.assert_allclose(Decoder(pretrained.config).unembed(pretrained.params, hidden), theirs, atol=1e-5)
+
+
+def test_a_tensor_under_two_names_is_refused(qwen: Path) -> None:
+    change(qwen, norm__weight=np.ones(48, np.float32))
+    assert "tensors model.norm.weight and norm.weight are both model.norm.weight; take the one" in refused(qwen)
+
+
+def test_heads_beside_the_language_model_are_named_and_not_read(qwen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = load_pretrained(qwen)
+    change(qwen, score__weight=np.ones((1, 48), np.float32), v_head__summary__weight=np.ones((1, 48), np.float32))
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
+    [warning] = caplog.messages
+    assert warning == f"{qwen}: score.weight, v_head.summary.weight: not read: the score comes from the language model"
+
+
+def test_a_folder_of_an_adapter_alone(shared: Path, qwen: Path, tmp_path: Path) -> None:
+    merge = (
+        "; merge them with peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+        ".save_pretrained(OUT), copy the tokenizer's files to OUT, and give OUT"
+    )
+    trial = shared / "trials" / "13-adapter-folder"
+    assert refused(trial) == f"{trial}: an adapter without its base model Qwen/Qwen2.5-0.5B-Instruct{merge}"
+    # The weights of an adapter are no pickle to convert; its description may be damaged or gone; some have a config.
+    for name in ("adapter_model.bin", "adapter_model.safetensors"):
+        for content in (None, "{", "[]", '{"base_model_name_or_path": null}'):
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            (folder / name).write_bytes(b"")
+            if content is not None:
+                (folder / "adapter_config.json").write_text(content)
+            assert refused(folder) == f"{folder}: an adapter without its base model{merge}"
+    (qwen / "model.safetensors").rename(qwen / "adapter_model.bin")
+    assert refused(qwen) == f"{qwen}: an adapter without its base model{merge}"
+
+
+def test_an_adapter_beside_a_model_is_named_and_not_read(qwen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = load_pretrained(qwen)
+    shutil.copy(qwen / "model.safetensors", qwen / "adapter_model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
+    assert caplog.messages == [
+        f"{qwen / 'adapter_model.safetensors'}: not read: the model is what model.safetensors holds without it"
+    ]
 
 
 def test_files_that_are_damaged_or_pickles(qwen: Path) -> None:

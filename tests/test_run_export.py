@@ -278,6 +278,8 @@ def test_a_card_of_a_model_that_was_not_trained_here(tiny_model: Path) -> None:
     text = card.model_card(Record("someone/some-model"), Reranker.from_pretrained(tiny_model).prompt)
     assert "base_model: someone/some-model\n" in text
     assert text.endswith("## Training\n\nExported as it was imported.\n")
+    # What gives scores of another order, and what works in its place.
+    assert 'AnswerDotAI `rerankers` with this folder is one. Its `model_type="cohere"` with the `url` of\n' in text
 
 
 def test_bad_arguments_of_the_verb(

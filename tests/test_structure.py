@@ -36,6 +36,8 @@ LAYERS = [
         *(
             "prompt",
             "templates",
+            "thinking",
+            "answer_place",
             "sandbox",
             "rendering",
             "pieces",

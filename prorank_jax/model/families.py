@@ -1,8 +1,7 @@
 """From a Hugging Face `config.json` to a DecoderConfig: five families, one decoder.
 
-A field that is left out means what Hugging Face takes it to mean, which differs by family. Every field is either read,
-or known to change no logit (`_INERT`), or off (null or false); any other is refused by name, since it may
-ask for mathematics that the decoder does not have.
+A field that is left out means what Hugging Face takes it to mean, which differs by family. A field that is read here
+and asks for mathematics that the decoder does not have is refused by name; `config_fields.py` judges the others.
 """
 
 import math
@@ -13,6 +12,7 @@ import numpy as np
 
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import Rope
+from prorank_jax.model.config_fields import check_unread, short
 from prorank_jax.model.decoder import DecoderConfig
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -23,6 +23,8 @@ class Family(NamedTuple):
 
     causal_lm: str
     """The architecture of its causal language model, which we read."""
+    base: str
+    """The same without unembedding, which we read where the embedding is the unembedding."""
     classifier: str
     """The architecture of its sequence classifier, which we can write."""
     defaults: Mapping[str, Any]
@@ -64,10 +66,13 @@ _GEMMA = {
 }
 
 FAMILIES = {
-    "qwen2": Family("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", {**_QWEN, "attention_bias": True}),
-    "qwen3": Family("Qwen3ForCausalLM", "Qwen3ForSequenceClassification", {**_QWEN, "head_dim": 128}),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", "Qwen2Model", "Qwen2ForSequenceClassification", {**_QWEN, "attention_bias": True}
+    ),
+    "qwen3": Family("Qwen3ForCausalLM", "Qwen3Model", "Qwen3ForSequenceClassification", {**_QWEN, "head_dim": 128}),
     "llama": Family(
         "LlamaForCausalLM",
+        "LlamaModel",
         "LlamaForSequenceClassification",
         {
             **_COMMON,
@@ -80,6 +85,7 @@ FAMILIES = {
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
+        "Gemma2Model",
         "Gemma2ForSequenceClassification",
         {
             **_GEMMA,
@@ -90,6 +96,7 @@ FAMILIES = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
+        "Gemma3TextModel",
         "Gemma3TextForSequenceClassification",
         {
             **_GEMMA,
@@ -113,19 +120,6 @@ _ROPE_TYPES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-_INERT = {
-    *("model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
-    *("use_cache", "cache_implementation", "_attn_implementation", "attn_implementation", "pretraining_tp"),
-    # Of training only: a model is evaluated, and trained here, without dropout.
-    *("initializer_range", "attention_dropout", "neftune_noise_alpha", "use_reentrant_checkpointing"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id"),
-    *("return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "tokenizer_class"),
-    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
-    # Notes that other tools leave behind.
-    *("is_decoder", "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version", "model_name"),
-    *("sentence_transformers", "classifier_from_token", "license", "bad_words_ids"),
-}
-"""Fields that change no logit."""
 
 
 def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
@@ -137,7 +131,7 @@ def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise InputError(
-            f"{place}: model_type={_short(name)} is not supported; use a model of one of: {', '.join(FAMILIES)}"
+            f"{place}: model_type={short(name)} is not supported; use a model of one of: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
     fields = _Fields(config, family, place)
@@ -216,7 +210,7 @@ class _Fields:
 
     def flag(self, name: str) -> bool:
         if not isinstance(self[name], bool):
-            raise InputError(f"{self.place}: {name}={_short(self[name])} is neither true nor false; mend the file")
+            raise InputError(f"{self.place}: {name}={short(self[name])} is neither true nor false; mend the file")
         return bool(self[name])
 
     def activation(self) -> Literal["silu", "gelu_tanh"]:
@@ -225,7 +219,7 @@ class _Fields:
         value = self[name]
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise InputError(
-                f"{self.place}: {name}={_short(value)} is not supported; only {', '.join(_ACTIVATIONS)} are"
+                f"{self.place}: {name}={short(value)} is not supported; only {', '.join(_ACTIVATIONS)} are"
             )
         return _ACTIVATIONS[value]
 
@@ -233,42 +227,39 @@ class _Fields:
 def _positive(value: Any, name: str, place: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value <= _LARGEST:
-        raise InputError(f"{place}: {name}={_short(value)} is not a 32-bit number above 0; mend the file")
+        raise InputError(f"{place}: {name}={short(value)} is not a 32-bit number above 0; mend the file")
     return float(value)
 
 
 def _refuse(fields: _Fields, family: Family) -> None:
-    """Refuses what asks for other mathematics, and what nobody here knows."""
+    """Refuses what asks for other mathematics."""
     config, place, model_type = fields.config, fields.place, fields.config["model_type"]
     architectures = config.get("architectures")
-    if architectures and architectures != [family.causal_lm]:
+    tied_base = architectures == [family.base] and fields.flag("tie_word_embeddings")
+    if architectures and architectures != [family.causal_lm] and not tied_base:
         raise InputError(
-            f"{place}: architectures={_short(architectures)} is not supported; only {[family.causal_lm]} is: "
+            f"{place}: architectures={short(architectures)} is not supported; only {[family.causal_lm]} is: "
             "use the folder of the language model itself"
         )
-    if config.get("auto_map"):
+    code = config.get("auto_map")
+    # Code of a tokenizer or a configuration changes no logit, and is not run either.
+    if code and not (isinstance(code, dict) and not any("Model" in name for name in code)):
         raise InputError(
-            f"{place}: auto_map={_short(config['auto_map'])} asks for code of the folder's own, which is never run; "
+            f"{place}: auto_map={short(code)} asks for code of the folder's own, which is never run; "
             "use a model without"
         )
     for name in ("attention_bias", "is_causal", "mlp_bias", "rope_interleaved", "use_bidirectional_attention"):
         if name in family.defaults and fields[name] not in (None, family.defaults[name]):
             supported = family.defaults[name]
             raise InputError(
-                f"{place}: {name}={_short(fields[name])} is not supported for {model_type}; only {supported!r} is"
+                f"{place}: {name}={short(fields[name])} is not supported for {model_type}; only {supported!r} is"
             )
     if model_type == "gemma3_text" and fields["attn_logit_softcapping"] is not None:
         value = fields["attn_logit_softcapping"]
         raise InputError(
-            f"{place}: attn_logit_softcapping={_short(value)} is not supported for gemma3_text; only None is"
+            f"{place}: attn_logit_softcapping={short(value)} is not supported for gemma3_text; only None is"
         )
-    known = {*_SIZES, *family.defaults, *_INERT, "architectures", "auto_map"}
-    for name, value in config.items():
-        if name not in known and value is not None and value is not False:
-            raise InputError(
-                f"{place}: {name}={_short(value)} is not supported for {model_type}; "
-                "if the model is the same without this field, take it out of a copy of the folder"
-            )
+    check_unread(config, {*_SIZES, *family.defaults, "architectures", "auto_map"}, place)
 
 
 def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool, ...]:
@@ -278,7 +269,7 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
         named = types if isinstance(types, list) else [types]
         if unknown := [kind for kind in named if not isinstance(kind, str) or kind not in kinds]:
             raise InputError(
-                f"{fields.place}: layer_types names {_short(unknown[0])}, which is not supported; "
+                f"{fields.place}: layer_types names {short(unknown[0])}, which is not supported; "
                 f"only {', '.join(kinds)} are"
             )
         if len(named) != layers:
@@ -295,7 +286,7 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
     if "use_sliding_window" in fields.family.defaults and fields.flag("use_sliding_window"):
         full = fields["max_window_layers"]
         if isinstance(full, bool) or not isinstance(full, int):
-            raise InputError(f"{fields.place}: max_window_layers={_short(full)} is not a whole number; mend the file")
+            raise InputError(f"{fields.place}: max_window_layers={short(full)} is not a whole number; mend the file")
         return tuple(layer >= full for layer in range(layers))
     return (False,) * layers
 
@@ -307,7 +298,7 @@ def _ropes(fields: _Fields, nested: bool) -> tuple[Rope, Rope]:
     """
     written = fields["rope_scaling"] or fields["rope_parameters"] or {}
     if not isinstance(written, dict):
-        raise InputError(f"{fields.place}: rope_parameters={_short(written)} is not a mapping; mend the file")
+        raise InputError(f"{fields.place}: rope_parameters={short(written)} is not a mapping; mend the file")
     theta = fields.number("rope_theta")
     if not nested:
         rope = _rope(fields, written, theta)
@@ -322,7 +313,7 @@ def _ropes(fields: _Fields, nested: bool) -> tuple[Rope, Rope]:
 def _nested(fields: _Fields, written: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     of_kind = written.get(kind) or {}
     if not isinstance(of_kind, dict):
-        raise InputError(f"{fields.place}: rope_parameters.{kind}={_short(of_kind)} is not a mapping; mend the file")
+        raise InputError(f"{fields.place}: rope_parameters.{kind}={short(of_kind)} is not a mapping; mend the file")
     return of_kind
 
 
@@ -330,18 +321,22 @@ def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
     place, kind = fields.place, written.get("rope_type", written.get("type", "default"))
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise InputError(
-            f"{place}: rope_parameters.rope_type={_short(kind)} is not supported; only {', '.join(_ROPE_TYPES)} are"
+            f"{place}: rope_parameters.rope_type={short(kind)} is not supported; only {', '.join(_ROPE_TYPES)} are"
         )
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_TYPES[kind]}
+    # Only some types read what the model was first made for.
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+    known |= set(_ROPE_TYPES[kind])
+    if kind == "default" and written.get("factor") == 1.0:
+        known.add("factor")
     for name, value in written.items():
         if name not in known and value is not None:
             raise InputError(
-                f"{place}: rope_parameters.{name}={_short(value)} is not supported with rope_type={kind!r}; "
+                f"{place}: rope_parameters.{name}={short(value)} is not supported with rope_type={kind!r}; "
                 "use a model without it"
             )
     for partial in (fields["partial_rotary_factor"], written.get("partial_rotary_factor")):
         if partial not in (None, 1.0):
-            raise InputError(f"{place}: partial_rotary_factor={_short(partial)} is not supported; only 1.0 is")
+            raise InputError(f"{place}: partial_rotary_factor={short(partial)} is not supported; only 1.0 is")
     if missing := [name for name in _ROPE_TYPES[kind] if written.get(name) is None]:
         raise InputError(f"{place}: rope_parameters.{missing[0]} is missing; rope_type={kind!r} needs it")
 
@@ -360,8 +355,3 @@ def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
             f"{place}: rope_parameters.high_freq_factor={high} is not above low_freq_factor={low}; mend it"
         )
     return Rope(theta, number("factor"), (low, high, number("original_max_position_embeddings")))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,7 +5,8 @@ model the host holds one stacked parameter and one tensor.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from prorank_jax.json_text import parse_json
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
 from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
-from prorank_jax.model.weights import INDEX, WEIGHTS, Weights
+from prorank_jax.model.weights import INDEX, WEIGHTS, Weights, refuse_adapter
 from prorank_jax.storage import fetched
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
@@ -28,6 +29,9 @@ SHARD_BYTES = 5 * 10**9
 
 # What Hugging Face derives from the configuration, and older checkpoints hold all the same.
 _DERIVED = ".rotary_emb.inv_freq"
+# Heads beside the language model: of a classifier, and TRL's of a value. They read the hidden states, and no more.
+_HEADS = ("score.", "v_head.")
+_log = logging.getLogger(__name__)
 _DOWNLOADED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
@@ -79,6 +83,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        refuse_adapter(folder)
         raise InputError(f"{path}: missing; a model folder has config.json and {WEIGHTS}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable model folder") from None
@@ -183,9 +188,16 @@ def save_pretrained(
         (folder / file).chmod(config_file.stat().st_mode)
 
 
+def causal_config(hf_config: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of the family's causal language model, whatever the folder was that it was read from."""
+    # Code that the folder named is not copied with the model.
+    kept = {name: value for name, value in hf_config.items() if name != "auto_map"}
+    return kept | {"architectures": [FAMILIES[hf_config["model_type"]].causal_lm]}
+
+
 def classifier_config(hf_config: dict[str, Any], pad_id: int) -> dict[str, Any]:
     """The `config.json` of the family's sequence classifier of one label."""
-    return hf_config | {
+    return causal_config(hf_config) | {
         "architectures": [FAMILIES[hf_config["model_type"]].classifier],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
@@ -194,36 +206,49 @@ def classifier_config(hf_config: dict[str, Any], pad_id: int) -> dict[str, Any]:
 
 
 def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None:
-    """Each tensor has its parameter, each parameter its tensors, and their shapes agree."""
+    """Each tensor gets the name of its parameter; each parameter has its tensors, and their shapes agree."""
     if c.layers > len(weights.shapes):
         raise InputError(
             f"{weights.folder / 'config.json'}: num_hidden_layers={c.layers}, and the weights are "
             f"{len(weights.shapes)} tensors; they disagree"
         )
     expected = {name: entry.theirs for entry in table for name in entry.names(c.layers)}
+    weights.rename(lambda name: _as_expected(name, {*expected, UNEMBEDDING}))
+    heads = []
     for name, shape in weights.shapes.items():
         if name in expected:
             if shape != expected[name]:
                 raise InputError(
-                    f"{weights.file(name)}: tensor {name} has shape {shape}, config.json says {expected[name]}; they "
-                    "disagree"
+                    f"{weights.describe(name)} has shape {shape}, config.json says {expected[name]}; they disagree"
                 )
+        elif name.startswith(_HEADS):
+            heads.append(name)
         elif not (name.endswith(_DERIVED) or (c.tied and name == UNEMBEDDING)):
-            raise InputError(
-                f"{weights.file(name)}: tensor {name} is unknown to this family; config.json and weights disagree"
-            )
+            raise InputError(f"{weights.describe(name)} is unknown to this family; config.json and weights disagree")
     if missing := [name for name in expected if name not in weights.shapes]:
         raise InputError(
             f"{weights.folder}: {len(missing)} tensors are missing, the first is {missing[0]}; "
             "download the folder again"
         )
+    if heads:
+        _log.warning("%s: %s: not read: the score comes from the language model", weights.folder, ", ".join(heads))
+
+
+def _as_expected(name: str, expected: Collection[str]) -> str:
+    """The name that transformers would look a tensor up by: folders of a base model alone have no `model.` before
+    their names, and folders of what was wrapped in another model have it twice.
+    """
+    for candidate in (name, f"model.{name}", name.removeprefix("model.")):
+        if candidate in expected:
+            return candidate
+    return name
 
 
 def _check_tied(weights: Weights) -> None:
     """A folder that says that the unembedding is the embedding may hold it all the same, but no other."""
     if not np.array_equal(weights.read(UNEMBEDDING), weights.read(EMBEDDING)):
         raise InputError(
-            f"{weights.file(UNEMBEDDING)}: tensor {UNEMBEDDING} is not the embedding, and config.json says "
+            f"{weights.describe(UNEMBEDDING)} is not the embedding, and config.json says "
             "tie_word_embeddings=true; set it to false, or take the tensor out"
         )
 

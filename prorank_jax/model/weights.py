@@ -3,7 +3,8 @@
 Nothing is mapped into memory for longer than one tensor takes to read. Pickles are never opened.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from prorank_jax.json_text import parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+_log = logging.getLogger(__name__)
 
 
 class Weights:
@@ -30,7 +35,8 @@ class Weights:
         """
         self.folder = folder
         listed = _listed_files(folder)
-        self._files: dict[str, Path] = {}
+        self._stored: dict[str, tuple[Path, str]] = {}
+        """Name -> the file, and the name there."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(listed.values())) if listed else [folder / WEIGHTS]:
             with _opened(file) as reader:
@@ -45,16 +51,35 @@ class Weights:
                             f"{file}: tensor {name} is of dtype {tensor.get_dtype()}, which is not supported; use "
                             f"weights of {', '.join(DTYPES.values())}"
                         )
-                    self._files[name] = file
+                    self._stored[name] = file, name
                     self.shapes[name] = tuple(tensor.get_shape())
-        if missing := [name for name in listed if name not in self._files]:
+        if missing := [name for name in listed if name not in self._stored]:
             raise InputError(
                 f"{listed[missing[0]]}: holds no tensor {missing[0]}, which {INDEX} lists; download the folder again"
             )
+        if adapters := _adapters(folder):
+            _log.warning("%s: not read: the model is what %s holds without it", adapters[0], WEIGHTS)
 
-    def file(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._files[name]
+    def rename(self, name_of: Callable[[str], str]) -> None:
+        """Gives each tensor the name that `name_of` has for the one in its file.
+
+        Raises:
+          InputError: two tensors get one name.
+        """
+        stored, shapes = self._stored, self.shapes
+        self._stored, self.shapes = {}, {}
+        for old, place in stored.items():
+            if (name := name_of(old)) in self._stored:
+                file, first = self._stored[name]
+                raise InputError(
+                    f"{file}: tensors {first} and {old} are both {name}; take the one that is not the model's out"
+                )
+            self._stored[name], self.shapes[name] = place, shapes[old]
+
+    def describe(self, name: str) -> str:
+        """A tensor's file and its name there, for messages."""
+        file, stored = self._stored[name]
+        return f"{file}: tensor {stored}"
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in the dtype of the file.
@@ -62,12 +87,11 @@ class Weights:
         Raises:
           InputError: the file is damaged, or a value is not finite.
         """
-        with _opened(self._files[name]) as reader:
-            tensor: np.ndarray = reader.get_tensor(name)
+        file, stored = self._stored[name]
+        with _opened(file) as reader:
+            tensor: np.ndarray = reader.get_tensor(stored)
         if not np.isfinite(tensor).all():
-            raise InputError(
-                f"{self._files[name]}: tensor {name} holds values that are not finite; the weights are damaged"
-            )
+            raise InputError(f"{self.describe(name)} holds values that are not finite; the weights are damaged")
         return tensor
 
 
@@ -104,15 +128,35 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     return listed
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a folder without a model that holds an adapter of one, as peft saves it.
+
+    Raises:
+      InputError: there is an adapter; the message names its base model, and how to merge the two.
+    """
+    if not (folder / ADAPTER).exists() and not _adapters(folder):
+        return
+    try:
+        base = parse_json((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    named = f" {base}" if isinstance(base, str) and base else ""
+    raise InputError(
+        f"{folder}: an adapter without its base model{named}; merge them with peft: "
+        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT), "
+        "copy the tokenizer's files to OUT, and give OUT"
+    )
+
+
+def _adapters(folder: Path) -> list[Path]:
+    return sorted(folder.glob("adapter_model*.*"))
+
+
 def _refuse_without_weights(folder: Path) -> None:
+    refuse_adapter(folder)
     if pickles := sorted(path.name for path in folder.glob("*.bin")):
         raise InputError(
             f"{folder / pickles[0]}: a pickle, which can run code, is not read; convert it with transformers: "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)"
-        )
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"{folder}: an adapter without its base model; merge them with peft: "
-            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT)"
         )
     raise InputError(f"{folder}: no {WEIGHTS}; a model folder has config.json and {WEIGHTS}")
