@@ -11,11 +11,14 @@ the kills.
 import json
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,14 @@ MAX_LENGTH = 128
 
 
 def start(suite: Path, depth: int, out: Path) -> "subprocess.Popen[bytes]":
-    """The command as a user types it; its lines go to a file beside the folder."""
+    """The command as a user types it; its lines go to a file next to the folder, and its scores to its own cache."""
     options = ["--suite", str(suite), "--depth", str(depth), "--max-length", str(MAX_LENGTH), "--out", str(out)]
     with out.with_suffix(".txt").open("ab") as lines:
         return subprocess.Popen(
             [Path(sys.executable).with_name("prorank"), "evaluate", "builtin:tiny", *options],
             stdout=subprocess.DEVNULL,
             stderr=lines,
+            env=os.environ | {"PRORANK_CACHE": str(cache(out))},
         )
 
 
@@ -39,10 +43,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def queries_done(out: Path) -> int:
-    """Reranked so far, as the folder says."""
-    done = sum(json.loads(path.read_text())["protocol"]["queries"] for path in out.rglob("metrics.json"))
-    return done + sum(json.loads(path.read_text())["rows"] for path in out.rglob("run.trec.part.json"))
+def cache(out: Path) -> Path:
+    return out.with_suffix(".cache")
+
+
+def pairs_scored(out: Path) -> int:
+    """Pairs whose scores are kept."""
+    count = 0
+    for path in cache(out).glob("scores/*.sqlite"):
+        with closing(sqlite3.connect(path)) as connection:
+            count += connection.execute("SELECT count(*) FROM scores").fetchone()[0]
+    return count
 
 
 def measure(data: Path, depth: int, kills: int, seed: int, scratch: Path) -> dict[str, Any]:
@@ -56,6 +67,8 @@ def measure(data: Path, depth: int, kills: int, seed: int, scratch: Path) -> dic
 
     rng = random.Random(seed)
     cut, killed, spent = scratch / "cut", [], 0.0
+    # Collections are prepared already, as they were for most of the first.
+    shutil.copytree(cache(scratch / "whole"), cache(cut), ignore=shutil.ignore_patterns("scores"))
     for _ in range(kills):
         process = start(suite, depth, cut)
         wait = rng.uniform(0, seconds / 3)
@@ -67,8 +80,8 @@ def measure(data: Path, depth: int, kills: int, seed: int, scratch: Path) -> dic
         else:
             raise SystemExit("it had ended before it was killed; give a greater --depth")
         spent += wait
-        killed.append({"after_seconds": wait, "queries_done": queries_done(cut) if cut.exists() else 0})
-        print(f"killed after {wait:.0f} s: {killed[-1]['queries_done']} queries done", flush=True)
+        killed.append({"after_seconds": wait, "pairs_scored": pairs_scored(cut)})
+        print(f"killed after {wait:.0f} s: {killed[-1]['pairs_scored']} pairs scored", flush=True)
     started = time.monotonic()
     if start(suite, depth, cut).wait() != 0:
         raise SystemExit((scratch / "cut.txt").read_text())
@@ -92,7 +105,6 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["PRORANK_CACHE"] = f"{scratch}/cache"
         figures = measure(options.data, options.depth, options.kills, options.seed, Path(scratch))
     if options.out:
         write(options.out, figures, libraries=["jax"])

@@ -29,8 +29,8 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
     from prorank_jax.data.candidates import candidates
     from prorank_jax.data.collections import open_collection
     from prorank_jax.data.runs import Run
-    from prorank_jax.evaluate import nothing
-    from prorank_jax.evaluation.rerank import CHUNK_TOKENS, rerank_into
+    from prorank_jax.evaluation.rerank import CHUNK_TOKENS, rerank
+    from prorank_jax.evaluation.score_cache import ScoreCache
     from prorank_jax.reranker import Reranker
     from prorank_jax.scoring.shared import Unit
 
@@ -39,15 +39,14 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
     reranker = Reranker.from_pretrained("builtin:tiny", max_length=max_length)
     names = list(run)
 
-    def whole(part: Run, folder: Path) -> float:
+    def whole(part: Run, file: Path) -> float:
         start = time.perf_counter()
-        rerank_into(
-            folder / "run.trec", {}, reranker, collection, part, show_progress=False, instruction=None, kept=nothing
-        )
+        with ScoreCache(file) as cache:
+            rerank(reranker, collection, part, cache=cache)
         return time.perf_counter() - start
 
     def chunks(part: Run) -> Iterator[list[tuple[str, str]]]:
-        """The pairs of the chunks that `rerank_into` makes."""
+        """The pairs of the chunks that `rerank` makes."""
         chunk: list[tuple[str, str]] = []
         for number, (query_id, ranking) in enumerate(part.items()):
             chunk += [(collection.queries[query_id], collection.documents[name]) for name, _ in ranking]
@@ -81,9 +80,8 @@ def measure(data: Path, max_length: int, depth: int) -> dict[str, Any]:
             made = [batches(pairs) for pairs in chunks(part)]
             if number == 0:
                 model(made)  # compiles
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
-            seconds = {"whole": whole(part, folder), "model": model(made), "in_turn": in_turn(part)}
+            file = Path(scratch) / f"{number}.sqlite"
+            seconds = {"whole": whole(part, file), "model": model(made), "in_turn": in_turn(part)}
             rounds.append(seconds | {"pairs": sum(map(len, part.values()))})
             print(
                 f"round {number + 1}: {', '.join(f'{way} {taken:.1f} s' for way, taken in seconds.items())}", flush=True

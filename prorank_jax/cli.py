@@ -172,12 +172,13 @@ def evaluate(
     """Retrieve, rerank and measure: one collection (--data) or many (--suite), one model or several."""
     from prorank_jax.card import add_measurement
     from prorank_jax.data.candidates import BM25
+    from prorank_jax.evaluate import SCORES
     from prorank_jax.evaluation.first_stage import FirstStage
     from prorank_jax.evaluation.measures import DEFAULT_METRICS, check_metrics
     from prorank_jax.evaluation.suites import load_suite, one_collection
     from prorank_jax.progress import tell
     from prorank_jax.reranker import Reranker
-    from prorank_jax.storage import Mirror, place
+    from prorank_jax.storage import Mirror, in_bucket, place
     from prorank_jax.suite import Folders, Model, Settings, Suite, default_out, name_models, open_jobs
     from prorank_jax.suite_report import write_report
 
@@ -203,13 +204,21 @@ def evaluate(
     def load(model: Model) -> Reranker:
         return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
 
+    def check(model: Model) -> None:
+        Reranker.check_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
+
     with Mirror(target) as files:
-        work = Suite(jobs, Folders(files.here, single), settings, tell=tell, kept=lambda: files.publish(every=60))
+        # Of a bucket, so that another machine resumes; else where every evaluation finds them.
+        scores = files.here / SCORES if in_bucket(target) else None
+        folders = Folders(files.here, single, scores)
+        work = Suite(jobs, folders, settings, tell=tell, kept=lambda: files.publish(every=60))
         if dry_run:
+            for one in named[1:]:
+                check(one)
             for one in named:
                 print("\n".join(work.cost(one, load(one))))
             return
-        systems = work.measure(named, load, measured=add_measurement)
+        systems = work.measure(named, load, measured=add_measurement, check=check)
         print(write_report(systems, jobs, measures, files.here))
     print(f"figures, runs and tables: {target}")
 

@@ -8,7 +8,8 @@ Every figure is of the run as it is written. Judged queries without candidates c
 one placeholder, as TREC asks of topics with nothing retrieved, because most tools average over the queries that a run
 has.
 
-What is scored is kept in `run.trec.part`. Work that was cut goes on where it was, and ends with the same bytes.
+Scores are kept in the cache folder (`evaluation/score_cache.py`). Interrupted work resumes, and ends with the same
+bytes; other candidates and other metrics are computed from the scores that are there.
 """
 
 import json
@@ -19,21 +20,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
+from prorank_jax import __version__
 from prorank_jax.atomic import write_atomically, writing
+from prorank_jax.cache import cache_folder
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.lines import read_lines
 from prorank_jax.data.ndcg import oracle_ndcg_at_10
-from prorank_jax.data.part import Part, rows_done
 from prorank_jax.data.runs import Run, read_run, write_run
-from prorank_jax.evaluation.folder import GO_ON, digest_of, make, read_json, texts_digest
+from prorank_jax.evaluation.folder import GO_ON, Digests, digest_of, make, read_json
 from prorank_jax.evaluation.measures import DEFAULT_METRICS, per_query
-from prorank_jax.evaluation.rerank import CHUNK_TOKENS, PairScorer, rerank, rerank_into
+from prorank_jax.evaluation.rerank import CHUNK_TOKENS, PairScorer, known_scores, nothing, rerank, without
+from prorank_jax.evaluation.score_cache import ScoreCache
 
 RUN_FILE = "run.trec"
 METRICS_FILE = "metrics.json"
 PER_QUERY_FILE = "per_query.tsv"
+SCORES = "scores"
+"""The folder of the score caches, in the cache folder or, for an evaluation in a bucket, in that one."""
 _VERSION = 1
 """Of what a fingerprint means; after a change every collection is done again."""
 
@@ -52,10 +58,6 @@ class IdentifiedScorer(PairScorer, Protocol):
         """Changes with anything that a score comes from."""
 
 
-def nothing() -> None:
-    """Does nothing."""
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """The candidates of a collection, to be reranked and measured.
@@ -68,6 +70,8 @@ class Evaluation:
       metrics: what `measures.check_metrics` gives.
       instruction: as `Reranker.predict`.
       kept: called after each chunk of work that need not be done again.
+      scores: the folder of the score caches; default: `scores` in the cache folder.
+      digests: of the collection and the run, where they are known.
     """
 
     reranker: IdentifiedScorer | None
@@ -78,6 +82,8 @@ class Evaluation:
     metrics: tuple[str, ...] = DEFAULT_METRICS
     instruction: str | None = None
     kept: Callable[[], None] = nothing
+    scores: Path | None = None
+    digests: Digests | None = None
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -98,32 +104,50 @@ class Evaluation:
         }
 
     @cached_property
-    def made_of(self) -> dict[str, Any]:
-        """All that the scores come from; what a user can change on the command line is called as there."""
-        reranker = self.reranker
-        return {
-            "--max-length": None if reranker is None else reranker.max_length,
-            "--dtype": None if reranker is None else reranker.dtype,
-            "--instruction": self.instruction,
-            "the model": None if reranker is None else reranker.digest,
-            "the first stage": digest_of(self.run),
-            "the collection": texts_digest(self.collection),
-            "chunks": CHUNK_TOKENS,
-        }
+    def _digests(self) -> Digests:
+        return self.digests or Digests.of(self.collection, self.run)
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all that the figures come from, and of what the protocol says of it."""
-        return digest_of([_VERSION, self.made_of, self.protocol])
+        model = None if self.reranker is None else self.reranker.digest
+        digests = self._digests
+        return digest_of([_VERSION, model, CHUNK_TOKENS, digests.texts, digests.run, self.protocol])
 
-    def queries_done(self, folder: Path) -> int:
-        """How many queries an earlier call has reranked in a folder, of the same work."""
-        if self._finished(folder) is not None:
-            return len(self.run)
-        return rows_done(folder / RUN_FILE, self.made_of)
+    @cached_property
+    def score_file(self) -> Path:
+        """Where the reranker's scores are kept.
+
+        It is another one where anything differs that a score comes from. Devices and versions belong to that: what
+        they differ in is rounding, and what a new version of this package corrects.
+        """
+        assert self.reranker is not None
+        device = jax.devices()[0].device_kind
+        settings = [self.reranker.max_length, self.reranker.dtype, self.instruction]
+        made_by = [__version__, jax.__version__, device]
+        key = digest_of([self.reranker.digest, *settings, self._digests.documents, *made_by])
+        folder = cache_folder() / SCORES if self.scores is None else self.scores
+        return folder / f"{key[:32]}.sqlite"
+
+    def left(self, folder: Path) -> Run:
+        """The candidates that have no score yet, of the queries that have such; none where `folder` has the figures."""
+        if self.reranker is None or self._finished(folder) is not None:
+            return {}
+        with ScoreCache(self.score_file) as cache:
+            return without(self.run, known_scores(cache, self.collection, self.run))
+
+    def rerank(self, show_progress: bool = False) -> Run:
+        """The candidates in the reranker's order, by the scores that are kept and those that are new.
+
+        Raises:
+          InputError: a score is not finite, or the scores cannot be kept.
+        """
+        assert self.reranker is not None
+        with ScoreCache(self.score_file) as cache:
+            return rerank(self.reranker, self.collection, self.run, show_progress, self.instruction, cache, self.kept)
 
     def compute(self, show_progress: bool = False) -> Summary:
-        """The figures, without a folder.
+        """The figures; nothing is written or read.
 
         Raises:
           InputError: a score is not finite.
@@ -136,34 +160,24 @@ class Evaluation:
     def write(self, out: Path, show_progress: bool = False) -> Summary:
         """Reranks and measures into a folder, which is made if need be.
 
-        A folder that holds the whole of the same work is read, and one that holds a part of it is gone on with.
+        A folder that holds the whole of the same work is read. Else what has no score yet is scored.
 
         Returns:
           what `metrics.json` holds: `metrics` of the reranked run, those of the `first_stage`, the `oracle` (the best
           nDCG@10 that any reranking of it could reach), the `protocol`, and the `fingerprint`.
 
         Raises:
-          InputError: `out` cannot be written or was begun with other settings, or a score is not finite.
+          InputError: `out` or the scores cannot be written, or a score is not finite.
         """
         make(out)
         if (known := self._finished(out)) is not None:
-            self._discard_part(out)
             if list(known["metrics"]) == list(self.metrics):
                 return known
             ranked = read_run(out / RUN_FILE)
         elif self.reranker is None:
             ranked = self.run
         else:
-            ranked = rerank_into(
-                out / RUN_FILE,
-                self.made_of,
-                self.reranker,
-                self.collection,
-                self.run,
-                show_progress,
-                self.instruction,
-                self.kept,
-            )
+            ranked = self.rerank(show_progress)
         return self.write_ranked(out, ranked, tag="first-stage" if self.reranker is None else "prorank")
 
     def write_ranked(self, out: Path, ranked: Run, tag: str, about: Mapping[str, Any] | None = None) -> Summary:
@@ -182,7 +196,6 @@ class Evaluation:
             write_run(out / RUN_FILE, _comparable(self.collection, ranked), tag)
             write_atomically(out / PER_QUERY_FILE, of_queries)
             write_atomically(out / METRICS_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-            self._discard_part(out)
         return summary
 
     def _measured(self, ranked: Run) -> tuple[Summary, str]:
@@ -198,11 +211,6 @@ class Evaluation:
         }
         columns = {f"first_stage/{name}": values for name, values in before.items()} | after
         return summary, per_query_table(qrels, columns)
-
-    def _discard_part(self, out: Path) -> None:
-        """Removes what was kept while this was reranked, and not what another evaluation has begun there."""
-        if rows_done(out / RUN_FILE, self.made_of):
-            Part(out / RUN_FILE).discard()
 
     def _finished(self, folder: Path) -> Summary | None:
         """What `metrics.json` says, where the folder is whole and of the same work."""

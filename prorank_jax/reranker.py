@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -23,14 +24,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from prorank_jax.ahead import ahead
+from prorank_jax.ahead import ahead, cpus
 from prorank_jax.answer_place import warn_unlikely
 from prorank_jax.config import MeshConfig, Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.beir_files import full_text
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
-from prorank_jax.model.hf import load_pretrained
+from prorank_jax.model.hf import ModelFolder, check_weights, load_pretrained, read_folder
 from prorank_jax.model.long_attention import kernel_for, scoring_kernel
 from prorank_jax.progress import progress, tell
 from prorank_jax.prompt import KnownDocuments, Prompt, PromptParts, load_prompt
@@ -45,6 +46,8 @@ _CHUNK = 1024
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
 _USUAL_QUERY = 32
 """Tokens of a query, about; few are longer."""
+_BLOCK_BYTES = 1 << 24
+"""Of weights that are hashed at once."""
 _one_at_a_time = threading.Lock()
 """Devices must get the work of several threads in one order, or they wait for one another."""
 
@@ -108,32 +111,36 @@ class Reranker:
         Raises:
           InputError: the folder cannot be loaded, the prompt does not fit, or `fsdp` does not divide the devices.
         """
-        if dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype={dtype!r}: not known; use float32 or bfloat16")
-        orders = get_args(Order)
-        if order not in (None, *orders):
-            raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
-        if mesh is None:
-            if fsdp < 1 or jax.device_count() % fsdp:
-                raise InputError(f"fsdp={fsdp}: there are {jax.device_count()} devices; use a divisor of that")
-            mesh = make_mesh(MeshConfig(fsdp=fsdp))
-        elif fsdp != 1:
-            raise InputError(f"fsdp={fsdp}: has no meaning with a mesh, which says it; leave it out")
+        mesh = _mesh(dtype, order, fsdp, mesh)
         keep_compiled()
         pretrained = load_pretrained(source, dtype, partial(shardings, mesh))
-        limit = pretrained.config.max_positions
-        config = PromptConfig(order=cast(Order | None, order))
-        # Not checked by itself: what is too short for a template is for the prompt to say.
-        config = config.model_copy(update={"max_length": limit if max_length is None else max_length})
-        prompt = load_prompt(pretrained, config, str(source))
-        trained = read_answer_ids(pretrained.folder) is not None
-        if max_length is None:
-            longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
-            prompt = dataclasses.replace(prompt, max_length=min(longest, limit))
+        prompt = _prompt(pretrained, source, max_length, order)
         decoder = Decoder(pretrained.config, jnp.dtype(dtype), kernel=kernel_for(mesh))
-        if not trained:
+        if read_answer_ids(pretrained.folder) is None:
             warn_unlikely(decoder, pretrained.params, prompt, mesh)
         return cls(decoder, pretrained.params, prompt)
+
+    @staticmethod
+    def check_pretrained(
+        source: str | Path,
+        *,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        order: str | None = None,
+        fsdp: int = 1,
+    ) -> None:
+        """Refuses what `from_pretrained` refuses, except for what the values of the weights alone show.
+
+        Of the weights, only the names and shapes in the files' headers are read: it takes a second and no memory.
+        A hub id or a folder in a bucket is downloaded.
+
+        Raises:
+          InputError: as `from_pretrained`.
+        """
+        _mesh(dtype, order, fsdp, None)
+        model = read_folder(source)
+        check_weights(model)
+        _prompt(model, source, max_length, order)
 
     @property
     def mesh(self) -> Mesh:
@@ -282,13 +289,18 @@ class Reranker:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that a score comes from: the weights, the tokenizer, the template and the answers."""
+        """SHA-256 of all that a score comes from: the weights, the tokenizer, the template and the answers.
+
+        It is computed once, by all CPUs, parameter by parameter; no copy of the weights stays on the host.
+        """
         digest = hashlib.sha256(repr(self.decoder.config).encode())
         digest.update(self.prompt.tokenizer.backend_tokenizer.to_str().encode())
         digest.update(json.dumps([self.prompt.template, self.prompt.answer_ids, self.prompt.pad_id]).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        with ThreadPoolExecutor(cpus(), thread_name_prefix="digest") as pool:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+                digest.update(jax.tree_util.keystr(path).encode())
+                for of_block in pool.map(_sha256, _blocks(leaf)):
+                    digest.update(of_block)
         return digest.hexdigest()
 
     def rank(
@@ -320,6 +332,50 @@ class Reranker:
         """Tokens of a batch on each device, at least and at most."""
         # Processes that share a mesh make the same batches.
         return least_tokens(self.decoder), -largest(-tokens_for(self.decoder, self.mesh, free_bytes(self.mesh)))
+
+
+def _mesh(dtype: str, order: str | None, fsdp: int, mesh: Mesh | None) -> Mesh:
+    """The devices, once what was asked for is known to be possible; raises as `Reranker.from_pretrained`."""
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r}: not known; use float32 or bfloat16")
+    orders = get_args(Order)
+    if order not in (None, *orders):
+        raise InputError(f"order={order!r}: not known; use {' or '.join(orders)}")
+    if mesh is None:
+        if fsdp < 1 or jax.device_count() % fsdp:
+            raise InputError(f"fsdp={fsdp}: there are {jax.device_count()} devices; use a divisor of that")
+        return make_mesh(MeshConfig(fsdp=fsdp))
+    if fsdp != 1:
+        raise InputError(f"fsdp={fsdp}: has no meaning with a mesh, which says it; leave it out")
+    return mesh
+
+
+def _prompt(model: ModelFolder, source: str | Path, max_length: int | None, order: str | None) -> Prompt:
+    """The prompt of a model folder; raises as `Reranker.from_pretrained`."""
+    limit = model.config.max_positions
+    config = PromptConfig(order=cast(Order | None, order))
+    # Not checked by itself: what is too short for a template is for the prompt to say.
+    config = config.model_copy(update={"max_length": limit if max_length is None else max_length})
+    prompt = load_prompt(model, config, str(source))
+    if max_length is not None:
+        return prompt
+    trained = read_answer_ids(model.folder) is not None
+    longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
+    return dataclasses.replace(prompt, max_length=min(longest, limit))
+
+
+def _blocks(leaf: Array) -> Iterator[memoryview]:
+    """The bytes of a parameter, some at a time."""
+    # An array keeps what it was copied to on the host. This one, of the same buffers, is gone after this call.
+    shards = [shard.data for shard in leaf.addressable_shards]
+    alias = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+    whole = np.ascontiguousarray(alias).reshape(-1).view(np.uint8)
+    for start in range(0, len(whole), _BLOCK_BYTES):
+        yield whole[start : start + _BLOCK_BYTES].data
+
+
+def _sha256(block: memoryview) -> bytes:
+    return hashlib.sha256(block).digest()
 
 
 def _shares_threads(mesh: Mesh) -> bool:

@@ -1,11 +1,12 @@
-"""Many collections and several models: retrieve, rerank, measure and compare, in one folder that goes on by itself.
+"""Many collections and several models: retrieve, rerank, measure and compare, in one folder that resumes by itself.
 
     OUT/first-stage/<collection>-<split>/    the candidates of each collection
     OUT/<model>/<collection>-<split>/        what `evaluate.py` writes
     OUT/summary.json, report.md, report.tex, report.html
 
-A model's fusion with the first stage has a folder of its own, `<model>+first-stage`. What is finished is not done
-again, and what was cut goes on, as long as model, collection and settings are the same.
+A model's fusion with the first stage has a folder of its own, `<model>+first-stage`. A collection that is listed at
+several depths is called `<collection>-<split>-top<depth>`. What is finished is not done again, and no pair is scored
+twice (`evaluation/score_cache.py`).
 """
 
 import re
@@ -18,11 +19,13 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.collections import open_collection, splits
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
-from prorank_jax.evaluate import RUN_FILE, Evaluation, Summary, nothing
+from prorank_jax.evaluate import RUN_FILE, Evaluation, Summary
 from prorank_jax.evaluation.cost import Work, estimate, total, work_of
 from prorank_jax.evaluation.first_stage import FirstStage, kept_candidates
+from prorank_jax.evaluation.folder import Digests
 from prorank_jax.evaluation.fusion import fuse, tune
 from prorank_jax.evaluation.measures import DEFAULT_METRICS
+from prorank_jax.evaluation.rerank import nothing, without
 from prorank_jax.evaluation.suites import SuiteConfig
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Reranker
@@ -54,11 +57,17 @@ class Job:
     instruction: str | None
     tuning: Collection | None = None
     """The split on which fusion is tuned."""
+    suffix: str = ""
+    """Of its folders' names; tells apart several depths of one collection."""
 
     @property
     def slug(self) -> str:
         """The name of the collection's folders."""
-        return slug(self.collection)
+        return self.name_of(self.collection)
+
+    def name_of(self, collection: Collection) -> str:
+        """The name of the folders of the collection, or of the split on which fusion is tuned."""
+        return f"{slug(collection)}{self.suffix}"
 
 
 def slug(collection: Collection) -> str:
@@ -70,8 +79,8 @@ def open_jobs(suite: SuiteConfig, settings: Settings) -> tuple[Job, ...]:
     """Opens every collection of a suite, which downloads and prepares those that are not there yet.
 
     Raises:
-      InputError: a collection cannot be opened, two would be written to one folder, or no collection has the split to
-        tune on, or one would be tuned on what is reported.
+      InputError: a collection cannot be opened, one is listed twice at the same depth or two have the same name, or no
+        collection has the split to tune on, or one would be tuned on what is reported.
     """
     jobs: list[Job] = []
     for entry in suite.collections:
@@ -86,14 +95,25 @@ def open_jobs(suite: SuiteConfig, settings: Settings) -> tuple[Job, ...]:
             )
         if settings.fuse is not None and settings.fuse in splits(entry.data):
             job = replace(job, tuning=open_collection(entry.data, settings.fuse))
-        if same := next((other for other in jobs if other.slug == job.slug), None):
-            raise InputError(
-                f"{entry.data}: {job.slug} is what {same.source} is called as well; rename the folder, or leave one out"
-            )
         jobs.append(job)
+    jobs = _by_depth(jobs)
+    for number, job in enumerate(jobs):
+        if same := next((other for other in jobs[:number] if other.slug == job.slug), None):
+            raise InputError(
+                f"{job.source}: {job.slug} is what {same.source} is called as well; rename the folder, leave one out, "
+                "or give each another depth"
+            )
     if settings.fuse is not None and not any(job.tuning for job in jobs):
         raise InputError(f"--fuse={settings.fuse}: no collection has this split; name one that they have")
     return tuple(jobs)
+
+
+def _by_depth(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs; those of one collection and split, at several depths, have the depth in their names."""
+    depths: dict[str, set[int]] = {}
+    for job in jobs:
+        depths.setdefault(job.slug, set()).add(job.first_stage.depth)
+    return [replace(job, suffix=f"-top{job.first_stage.depth}") if len(depths[job.slug]) > 1 else job for job in jobs]
 
 
 class Model(NamedTuple):
@@ -140,16 +160,30 @@ def name_models(sources: Sequence[str]) -> list[Model]:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the work on a suite lies; that on one collection and one model lies in a single folder."""
+    """Where the work on a suite is; that on one collection and one model is in a single folder.
+
+    Args:
+      scores: the folder of the kept scores; default: in the cache folder.
+    """
 
     out: Path
     single: bool = False
+    scores: Path | None = None
 
-    def candidates(self, collection: Collection) -> Path:
-        return self.out if self.single else self.out / FIRST_STAGE / slug(collection)
+    def candidates(self, name: str) -> Path:
+        """The folder of a collection's candidates; `name` as `Job.name_of`."""
+        return self.out if self.single else self.out / FIRST_STAGE / name
 
-    def figures(self, label: str, collection: Collection) -> Path:
-        return self.out if self.single else self.out / label / slug(collection)
+    def figures(self, label: str, name: str) -> Path:
+        """The folder of a model's figures on a collection."""
+        return self.out if self.single else self.out / label / name
+
+
+class Retrieved(NamedTuple):
+    """The candidates of a collection, read and hashed once for all models."""
+
+    run: Run
+    digests: Digests
 
 
 @dataclass(frozen=True)
@@ -162,49 +196,61 @@ class Suite:
     tell: Callable[[str], None]
     kept: Callable[[], None] = nothing
     """Called after each chunk of work that need not be done again."""
+    _retrieved: dict[str, Retrieved] = field(default_factory=dict)
 
     def measure(
         self,
         models: Sequence[Model],
         load: Callable[[Model], Reranker],
         measured: Callable[[Place, Summary, Prompt], None],
+        check: Callable[[Model], None] = lambda model: None,
     ) -> list[System]:
         """Evaluates every model on every collection, one model in memory at a time; without models, the first stage.
 
         Args:
-          load: makes a reranker of a model.
+          load: makes a reranker of a model; called once a model, when the one before is gone.
           measured: called with each model folder, the figures of a collection, and the model's prompt.
+          check: refuses a model that cannot be loaded, without loading it; called with all but the first.
 
         Raises:
-          InputError: as `Evaluation.write` and `first_stage.kept_candidates`.
+          InputError: as `Evaluation.write`, `first_stage.kept_candidates`, `load` and `check`.
         """
         if not models:
             return [self._measured(FIRST_STAGE, None)]
-        # What cannot be loaded is refused before hours of work on the models before it.
+        # Before hours of work on the first; that one is refused as soon as it is loaded.
         for model in models[1:]:
-            load(model)
-        systems = []
-        for model in models:
-            reranker = load(model)
-            for line in self.cost(model, reranker):
-                self.tell(line)
-            system = self._measured(model.label, reranker)
-            if in_bucket(model.source) or Path(model.source).is_dir():
-                for summary in system.summaries.values():
-                    measured(place(model.source), summary, reranker.prompt)
-            fused = self._fused(system, reranker)
-            systems += [system, fused] if fused.summaries else [system]
-        return systems
+            check(model)
+        return [system for model in models for system in self._of_model(model, load, measured)]
+
+    def _of_model(
+        self, model: Model, load: Callable[[Model], Reranker], measured: Callable[[Place, Summary, Prompt], None]
+    ) -> list[System]:
+        """A model and its fusion with the first stage. Nothing outside of this call holds the reranker."""
+        reranker = load(model)
+        for line in self.cost(model, reranker):
+            self.tell(line)
+        system = self._measured(model.label, reranker)
+        if in_bucket(model.source) or Path(model.source).is_dir():
+            for summary in system.summaries.values():
+                measured(place(model.source), summary, reranker.prompt)
+        fused = self._fused(system, reranker)
+        return [system, fused] if fused.summaries else [system]
 
     def cost(self, model: Model, reranker: Reranker) -> list[str]:
         """What is left to rerank for a model: a line for each collection, and one for all."""
         works: dict[str, Work] = {}
+        planned: dict[Path, list[Run]] = {}
         for job in self.jobs:
             for collection in filter(None, (job.collection, job.tuning)):
-                evaluation = self._evaluation(reranker, job, collection)
-                done = evaluation.queries_done(self.folders.figures(model.label, collection))
-                work = work_of(collection, evaluation.run, done, job.instruction)
-                works |= {slug(collection): work} if work.pairs else {}
+                evaluation, name = self._evaluation(reranker, job, collection), job.name_of(collection)
+                left = evaluation.left(self.folders.figures(model.label, name))
+                # What an entry before this one will score.
+                before = planned.setdefault(evaluation.score_file, [])
+                for other in before:
+                    left = without(left, {query: [document for document, _ in other[query]] for query in other})
+                before.append(left)
+                if left:
+                    works[name] = work_of(collection, left, job.instruction)
         if not works:
             return [f"{model.label}: nothing is left to rerank"]
         costs = estimate(reranker, list(works.values()))
@@ -214,7 +260,7 @@ class Suite:
     def _measured(self, label: str, reranker: Reranker | None) -> System:
         system = System(label)
         for job in self.jobs:
-            folder = self.folders.figures(label, job.collection)
+            folder = self.folders.figures(label, job.slug)
             summary = self._evaluation(reranker, job, job.collection).write(folder, show_progress=True)
             system.add(job, folder, summary)
         return system
@@ -225,26 +271,39 @@ class Suite:
         for job in (job for job in self.jobs if job.tuning is not None):
             assert job.tuning is not None
             tuning = self._evaluation(reranker, job, job.tuning)
-            folder = self.folders.figures(system.label, job.tuning)
+            folder = self.folders.figures(system.label, job.name_of(job.tuning))
             tuning.write(folder, show_progress=True)
             weights = tune(job.tuning.qrels, tuning.run, _ranked(folder, tuning.run))
             evaluation = self._evaluation(reranker, job, job.collection)
             ranked = fuse(evaluation.run, _ranked(system.folders[job.slug], evaluation.run), weights)
-            folder = self.folders.figures(fused.label, job.collection)
+            folder = self.folders.figures(fused.label, job.slug)
             about = {"fusion": {"tuned_on": job.tuning.split, **weights._asdict()}}
             fused.add(job, folder, evaluation.write_ranked(folder, ranked, tag="fused", about=about))
         return fused
 
     def _evaluation(self, reranker: Reranker | None, job: Job, collection: Collection) -> Evaluation:
         """Of a job's collection, or of the split that its fusion is tuned on."""
-        run = self._candidates(job, collection)
-        stage, settings = job.first_stage, self.settings
-        instruction = job.instruction if reranker else None
-        told = stage.protocol(collection)
-        return Evaluation(reranker, collection, run, told, stage.depth, settings.metrics, instruction, self.kept)
+        run, digests = self._retrieve(job, collection)
+        return Evaluation(
+            reranker,
+            collection,
+            run,
+            first_stage=job.first_stage.protocol(collection),
+            depth=job.first_stage.depth,
+            metrics=self.settings.metrics,
+            instruction=job.instruction if reranker else None,
+            kept=self.kept,
+            scores=self.folders.scores,
+            digests=digests,
+        )
 
-    def _candidates(self, job: Job, collection: Collection) -> Run:
-        return kept_candidates(collection, job.first_stage, self.folders.candidates(collection), show_progress=True)
+    def _retrieve(self, job: Job, collection: Collection) -> Retrieved:
+        name = job.name_of(collection)
+        if name not in self._retrieved:
+            folder = self.folders.candidates(name)
+            run = kept_candidates(collection, job.first_stage, folder, show_progress=True)
+            self._retrieved[name] = Retrieved(run, Digests.of(collection, run))
+        return self._retrieved[name]
 
 
 def default_out(models: Sequence[Model], suite: str | None, jobs: Sequence[Job], single: bool) -> Place:

@@ -27,7 +27,7 @@ from prorank_jax.runtime.mesh import make_mesh, on_process_0, shardings, wait_fo
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
 from prorank_jax.scoring.development import Development
-from prorank_jax.scoring.record import ScoreRecord, draw
+from prorank_jax.scoring.record import Moment, ScoreRecord, draw
 from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.storage import Place, kept_here
 from prorank_jax.warmup.stage import check_warmup, train_warmup
@@ -87,17 +87,21 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     with open_run_folder(config, workdir):
         params, learnt = pretrained.params, None
         saved = SavedStep("warmup", config.warmup.steps if config.warmup else 0)
+        # The warmup ends with the model that score learning begins with.
+        between: list[tuple[Place, Moment]] = []
         if pair_stream is not None:
-            record.keep(workdir / "warmup", "begin", params)
+            record.keep(params, (workdir / "warmup", "begin"))
             params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
-            record.keep(workdir / "warmup", "end", params)
+            between.append((workdir / "warmup", "end"))
         if group_stream is not None:
-            record.keep(workdir / "score", "begin", params)
+            between.append((workdir / "score", "begin"))
+        record.keep(params, *between)
+        if group_stream is not None:
             learnt = train_score(
                 config, decoder, params, prompt, group_stream, development, mesh, workdir / "score", preemption
             )
             params, saved = learnt.params, SavedStep("score", learnt.step)
-            record.keep(workdir / "score", "end", params)
+            record.keep(params, (workdir / "score", "end"))
         if (whole := on_process_0(params)) is not None:
             export_model(workdir / "export", pretrained, whole, prompt, run_record(config, *saved))
         wait_for_all("export")

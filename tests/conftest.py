@@ -194,6 +194,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
+def own_scores(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the scores of evaluations, which no other test has written to; the rest of the cache is shared."""
+    folder = tmp_path_factory.mktemp("scores")
+    # An absolute path takes the place of the cache folder.
+    monkeypatch.setattr("prorank_jax.evaluate.SCORES", folder)
+    return folder
+
+
+@pytest.fixture
 def prorank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prorank:
     """Runs a command in this process: its exit status, standard output and standard error."""
 

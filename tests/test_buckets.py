@@ -98,6 +98,9 @@ def test_the_verbs_on_buckets_do_what_they_do_on_this_machine(
     before = len(cloud.requests)
     assert prorank("evaluate", f"{run}/export", "--data", test, "--depth", 5)[0] == 0
     assert not [request for request in cloud.requests[before:] if "run.trec" in request and "POST" in request]
+    # The scores are there, too: for another machine, and another depth.
+    assert len(cloud.names(bucket, "runs/a/evaluation/test-test/scores/")) == 1
+    assert "nothing is left to rerank\n" in prorank("evaluate", f"{run}/export", "--data", test, "--depth", 3)[2]
 
     cloud.put(bucket, "lines.txt", b"one\ntwo\n")
     ranked = prorank("rerank", f"{run}/export", f"gs://{bucket}/lines.txt", "--query", "two")

@@ -14,6 +14,8 @@ from prorank_jax.data.runs import read_run
 from prorank_jax.errors import InputError
 from prorank_jax.evaluation.rerank import rerank
 
+pytestmark = pytest.mark.usefixtures("own_scores")
+
 
 def mean_by_trec_eval(qrels, run, measure_name):
     """As most scripts do it: the mean over the queries that the run has."""

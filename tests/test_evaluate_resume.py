@@ -1,6 +1,7 @@
-"""Evaluations that are cut, gone on with, finished before, or begun with other settings."""
+"""Evaluations that are interrupted, resumed, finished before, or of pairs that were scored before."""
 
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
 from prorank_jax.evaluate import read_per_query
 from prorank_jax.evaluation import rerank
+
+pytestmark = pytest.mark.usefixtures("own_scores")
 
 
 def many(queries: int = 12, depth: int = 5) -> tuple[Collection, Run]:
@@ -51,22 +54,29 @@ def files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_work_that_was_cut_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def scores_of(folder):
+    """Where an evaluation that shares its scores with no other keeps them."""
+    return folder.with_name(f"{folder.name}-scores")
+
+
+def count(run):
+    return sum(map(len, run.values()))
+
+
+def test_interrupted_work_resumes_and_ends_with_the_same_bytes(tmp_path):
     collection, run = many()
     whole = Stopping({})
-    evaluation(whole, collection, run).write(tmp_path / "whole")
+    evaluation(whole, collection, run, scores=scores_of(tmp_path / "whole")).write(tmp_path / "whole")
     assert len(whole.asked) == 40
     for stop in range(4):
         out = tmp_path / str(stop)
         with pytest.raises(Stopped):
-            evaluation(Stopping({"stop": stop}), collection, run).write(out)
+            evaluation(Stopping({"stop": stop}), collection, run, scores=scores_of(out)).write(out)
         assert not (out / "metrics.json").exists()
-        assert evaluation(Stopping({}), collection, run).queries_done(out) == [0, 2, 5, 8][stop]
-        # What a process was writing when it was killed.
-        with (out / "run.trec.part").open("ab") as file:
-            file.write(b"q9\td9-0\t1.")
         rest = Stopping({})
-        evaluation(rest, collection, run).write(out)
+        resumed = evaluation(rest, collection, run, scores=scores_of(out))
+        assert count(resumed.left(out)) == 40 - 10 * stop
+        resumed.write(out)
         assert rest.asked == whole.asked[10 * stop :]
         assert files(out) == files(tmp_path / "whole")
 
@@ -77,7 +87,7 @@ def test_finished_work_is_not_done_again_unless_something_has_changed(tmp_path):
     before = files(tmp_path)
 
     again = FakeReranker({})
-    assert evaluation(again, collection, run).queries_done(tmp_path) == 12
+    assert evaluation(again, collection, run).left(tmp_path) == {}
     assert evaluation(again, collection, run).write(tmp_path) == summary
     other = evaluation(again, collection, run, metrics=("precision@5", "ndcg@10")).write(tmp_path)
     assert again.asked == []
@@ -94,13 +104,19 @@ def test_finished_work_is_not_done_again_unless_something_has_changed(tmp_path):
         evaluation(FakeReranker({}, max_length=256), collection, run),
         evaluation(FakeReranker({}, dtype="float32"), collection, run),
         evaluation(FakeReranker({}), collection, run, instruction="task"),
-        evaluation(FakeReranker({}), collection, run | {"q0": run["q0"][::-1]}),
         evaluation(FakeReranker({}), many(depth=6)[0], run),
     ]
     for changed in others:
         changed.write(tmp_path)
         assert len(changed.reranker.asked) == 40
         assert changed.reranker.instructions == {changed.instruction}
+    # Another order of the candidates is other figures of the same scores.
+    reverse = run | {"q0": run["q0"][::-1]}
+    evaluation(again, collection, reverse).write(tmp_path)
+    assert again.asked == []
+    assert [line.split()[2] for line in (tmp_path / "run.trec").read_text().splitlines()[:5]] == [
+        name for name, _ in reverse["q0"]
+    ]
 
 
 @pytest.mark.parametrize("missing", ["run.trec", "per_query.tsv", "metrics.json"])
@@ -110,59 +126,125 @@ def test_a_folder_that_lacks_a_file_is_not_finished(tmp_path, missing):
     before = files(tmp_path)
     (tmp_path / missing).unlink()
     again = FakeReranker({})
-    evaluation(again, collection, run).write(tmp_path)
+    evaluation(again, collection, run, scores=scores_of(tmp_path)).write(tmp_path)
     assert len(again.asked) == 40
     assert files(tmp_path) == before
 
 
-def test_other_settings_do_not_go_on_with_what_was_begun(tmp_path):
+def test_a_second_depth_scores_only_new_pairs(tmp_path):
+    # As a CPU does, this scores a pair the same whatever is scored with it.
+    letters = {str(n): n / 7 for n in range(9)}
+    collection, deep = many(depth=9)
+    runs = {depth: {query: ranking[:depth] for query, ranking in deep.items()} for depth in (5, 3, 9)}
+    for depth, pairs in {5: 40, 3: 0, 9: 32}.items():
+        reranker = FakeReranker(letters)
+        asked = evaluation(reranker, collection, runs[depth], depth=depth)
+        assert count(asked.left(tmp_path / "out")) == pairs
+        asked.write(tmp_path / "out")
+        assert len(reranker.asked) == pairs
+        alone = tmp_path / f"alone-{depth}"
+        evaluation(FakeReranker(letters), collection, runs[depth], depth=depth, scores=scores_of(alone)).write(alone)
+        assert files(tmp_path / "out") == files(alone)
+
+
+def test_scores_are_kept_to_the_bit(tmp_path):
+    collection, run = many()
+    rng = np.random.default_rng(0)
+    scores = {name: float(score) for name, score in zip("0123456789", rng.normal(0, 1e-3, 10), strict=True)}
+    computed = evaluation(FakeReranker(scores), collection, run).rerank()
+    kept = FakeReranker({})
+    assert evaluation(kept, collection, run).rerank() == computed
+    assert kept.asked == []
+
+
+def test_scores_depend_on_texts_and_not_on_judgements(tmp_path):
+    collection, run = many()
+    evaluation(FakeReranker({}), collection, run).write(tmp_path)
+    judged = Collection("many", "dev", collection.documents, collection.queries, {"q0": {"d0-0": 1}})
+    reworded = Collection("many", "test", collection.documents, collection.queries | {"q1": "new"}, collection.qrels)
+    for changed, pairs in ((judged, 0), (reworded, 5)):
+        reranker = FakeReranker({})
+        evaluation(reranker, changed, run).write(tmp_path)
+        assert len(reranker.asked) == pairs
+
+
+def test_scores_of_another_version_or_device_are_not_used(tmp_path, monkeypatch):
+    collection, run = many()
+    known = evaluation(FakeReranker({}), collection, run).score_file
+    monkeypatch.setattr("prorank_jax.evaluate.__version__", "9")
+    assert evaluation(FakeReranker({}), collection, run).score_file != known
+
+
+def test_other_settings_leave_what_was_begun(tmp_path):
     collection, run = many()
     with pytest.raises(Stopped):
         evaluation(Stopping({"stop": 2}), collection, run).write(tmp_path)
-    begun = files(tmp_path)
-    assert evaluation(Stopping({}, digest="other"), collection, run).queries_done(tmp_path) == 0
-    with pytest.raises(
-        InputError, match=r"run.trec.part: was begun with other settings: --max-length changed \(128 ->"
-    ):
-        evaluation(Stopping({}, max_length=256), collection, run).write(tmp_path)
-    with pytest.raises(InputError, match="the model changed; delete"):
-        evaluation(Stopping({}, digest="other"), collection, run).write(tmp_path)
-    assert files(tmp_path) == begun
-
-
-def test_what_another_model_has_begun_in_the_folder_stays(tmp_path):
-    collection, run = many()
-    done = evaluation(FakeReranker({}), collection, run)
-    done.write(tmp_path)
-    with pytest.raises(Stopped):
-        evaluation(Stopping({"stop": 2}, digest="other"), collection, run).write(tmp_path)
-    begun = (tmp_path / "run.trec.part").read_bytes()
-    done.write(tmp_path)
+    assert count(evaluation(Stopping({}, digest="other"), collection, run).left(tmp_path)) == 40
+    evaluation(Stopping({}, digest="other"), collection, run).write(tmp_path)
+    evaluation(Stopping({}, max_length=256), collection, run).write(tmp_path)
     evaluation(None, collection, run).write(tmp_path)
-    assert (tmp_path / "run.trec.part").read_bytes() == begun
-    rest = Stopping({}, digest="other")
+    rest = Stopping({})
     evaluation(rest, collection, run).write(tmp_path)
     assert len(rest.asked) == 20
 
 
-def test_a_full_disk_costs_the_chunk_at_hand_alone(tmp_path, monkeypatch):
+def test_two_evaluations_at_once_keep_the_scores_of_both(tmp_path):
     collection, run = many()
-    evaluation(Stopping({}), collection, run).write(tmp_path / "whole")
-    calls = []
+    halves = [{query: run[query] for query in list(run)[half::2]} for half in range(2)]
 
-    def full(descriptor):
-        calls.append(descriptor)
-        # Each chunk, and what is noted of it behind it, and once before the first: this is the third chunk.
-        if len(calls) == 6:
-            raise OSError(28, "No space left on device")
+    class During(FakeReranker):
+        """Another evaluation with the same scores starts and ends while this one has scored some chunks."""
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"run.trec.part: cannot be written \(No space left on device\); make room"):
-        evaluation(Stopping({}), collection, run).write(tmp_path / "out")
+        def predict_chunks(self, chunks, *, instruction=None):
+            for number, pairs in enumerate(chunks):
+                if number == 1:
+                    evaluation(FakeReranker({}), collection, halves[1]).write(tmp_path / "other")
+                yield from super().predict_chunks([pairs], instruction=instruction)
+
+    evaluation(During({}), collection, halves[0]).write(tmp_path / "one")
+    assert evaluation(FakeReranker({}), collection, run).left(tmp_path) == {}
+
+
+def test_a_full_disk_costs_one_chunk(tmp_path, monkeypatch):
+    collection, run = many(queries=60, depth=8)
+    evaluation(Stopping({}), collection, run, scores=scores_of(tmp_path / "whole")).write(tmp_path / "whole")
+    connect, file = sqlite3.connect, scores_of(tmp_path / "out")
+
+    def full(*arguments, **options):
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 3")
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", full)
+        with pytest.raises(
+            InputError, match=r"sqlite: cannot be read or written \(database or disk is full\); free sp"
+        ):
+            evaluation(stopped := Stopping({}), collection, run, scores=file).write(tmp_path / "out")
     rest = Stopping({})
-    evaluation(rest, collection, run).write(tmp_path / "out")
-    assert len(rest.asked) == 20
+    evaluation(rest, collection, run, scores=file).write(tmp_path / "out")
+    # The chunk that did not fit; the next one may have been computed meanwhile.
+    assert 0 < 320 - len(rest.asked) <= len(stopped.asked) - 8
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 4080])
+def test_a_damaged_score_file_is_refused(tmp_path, content):
+    collection, run = many()
+    damaged = evaluation(FakeReranker({}), collection, run)
+    damaged.score_file.parent.mkdir(parents=True)
+    damaged.score_file.write_bytes(content)
+    with pytest.raises(InputError, match=r"\.sqlite: is damaged \(.*\); delete it"):
+        damaged.write(tmp_path)
+    damaged.score_file.unlink()
+    damaged.write(tmp_path)
+
+
+def test_a_folder_of_scores_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    collection, run = many()
+    with pytest.raises(InputError, match=r"file/scores: cannot be written \(Not a directory\); .* PRORANK_CACHE"):
+        evaluation(FakeReranker({}), collection, run, scores=tmp_path / "file" / "scores").write(tmp_path)
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_no_figures_and_costs_no_score(tmp_path, monkeypatch):
@@ -181,7 +263,8 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_figures_and_costs_no_score(tmp
     rest = Stopping({})
     evaluation(rest, collection, run).write(tmp_path / "out")
     assert rest.asked == []
-    evaluation(Stopping({}), collection, run).write(tmp_path / "whole")
+    alone = scores_of(tmp_path / "whole")
+    evaluation(Stopping({}), collection, run, scores=alone).write(tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,6 @@ from made_run import COLLECTION, RUN, FakeReranker
 
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.bm25 import bm25_run
-from prorank_jax.data.part import Part
 from prorank_jax.data.runs import read_run, write_run
 from prorank_jax.errors import InputError
 from prorank_jax.evaluation.rerank import rerank
@@ -140,6 +140,7 @@ def test_a_run_of_a_collection(
     tiny_model: Path,
     tiny_collection: Path,
     tmp_path: Path,
+    own_scores: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = tiny_collection / "test"
@@ -168,15 +169,17 @@ def test_a_run_of_a_collection(
         assert all(names[hit["index"]] == hit["_id"] for hit in answer["hits"])
         assert all(hit["document"]["text"] == collection.documents[hit["_id"]] for hit in answer["hits"])
 
-    # What was cut goes on, and of something else is not gone on with.
-    def cut(self: object) -> None:
+    # What is interrupted is not scored again, and with another instruction it is.
+    def cut(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    shutil.rmtree(own_scores)
     with monkeypatch.context() as patch:
-        patch.setattr(Part, "discard", cut)
+        patch.setattr("prorank_jax.reranking.run.write_run", cut)
         assert prorank(*arguments, "--out", out)[0] == 130
-    assert "--instruction changed" in prorank(*arguments, "--out", out, "--instruction", "Find noise.")[2]
-    assert prorank(*arguments, "--out", out, "--top-k", 1)[0] == 0
+    assert prorank(*arguments, "--out", out, "--instruction", "Find noise.")[2] == "reranking 4/4\n"
+    assert out.read_bytes() != expected
+    assert prorank(*arguments, "--out", out, "--top-k", 1) == (0, "", "")
     assert out.read_text().splitlines() == [line for line in expected.decode().splitlines() if line.split()[3] == "1"]
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +22,7 @@ from prorank_jax.card import Record
 from prorank_jax.cross_encoder import LOGIT_SCORE
 from prorank_jax.errors import InputError
 from prorank_jax.export import export_model
+from prorank_jax.model.decoder import Params
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Hit, Reranker, _scorer
@@ -362,3 +365,31 @@ def test_the_digest_is_of_all_that_a_score_comes_from(reranker: Reranker, untied
     ]
     others.append(dataclasses.replace(reranker, prompt=dataclasses.replace(reranker.prompt, tokenizer=tokenizer)))
     assert len({reranker.digest, *(other.digest for other in others)}) == 6
+
+
+def test_the_digest_leaves_no_weights_on_the_host(tiny_model: Path) -> None:
+    reranker = Reranker.from_pretrained(tiny_model, fsdp=8)
+    large = jax.device_put(np.ones((1 << 21,), np.float32), NamedSharding(reranker.mesh, PartitionSpec("fsdp")))
+    reranker = dataclasses.replace(reranker, params=reranker.params | {"embedding": large})
+    tracemalloc.start()
+    try:
+        assert len(reranker.digest) == 64
+        # What is kept of an array on several devices is numpy's, and so is counted.
+        assert tracemalloc.get_traced_memory()[0] < large.nbytes / 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_digest_is_of_every_block(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prorank_jax.reranker._BLOCK_BYTES", 1000)
+
+    def digest(params: Params) -> str:
+        return dataclasses.replace(reranker, params=params).digest
+
+    before = digest(reranker.params)
+    embedding = reranker.params["embedding"]
+    for place in (0, embedding.size // 2, embedding.size - 1):
+        values = np.array(embedding).reshape(-1)
+        values[place] += 1
+        changed = jax.device_put(values.reshape(embedding.shape), embedding.sharding)
+        assert digest(reranker.params | {"embedding": changed}) != before

@@ -53,7 +53,16 @@ def examples(config: RunConfig) -> list[Example]:
 @pytest.fixture(scope="module")
 def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(config, workdir)
+    scores = ScoreRecord._scores
+
+    def counted(self: ScoreRecord, params: Any) -> np.ndarray:
+        with (workdir.parent / "scored").open("a") as file:
+            file.write("x")
+        return scores(self, params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoreRecord, "_scores", counted)
+        train(config, workdir)
     return workdir
 
 
@@ -82,9 +91,10 @@ def test_the_scores_are_those_of_the_models_that_stages_begin_and_end_with(
     assert list(first) == ["at", "of", "label", "score"] and first["of"] == "training pairs"
 
 
-@pytest.mark.parametrize("moment", [1, 3])
+# The second call is of two moments: the end of the warmup, and the begin of score learning.
+@pytest.mark.parametrize(("moment", "moments"), [(1, 1), (2, 3)])
 def test_a_run_that_was_killed_between_any_two_moments_ends_with_the_same_bytes(
-    undisturbed: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+    undisturbed: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, moments: int
 ) -> None:
     workdir, count, keep = tmp_path / "run", 0, ScoreRecord.keep
 
@@ -99,7 +109,7 @@ def test_a_run_that_was_killed_between_any_two_moments_ends_with_the_same_bytes(
         patch.setattr(ScoreRecord, "keep", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir)
-    assert sum(len(read_scores(workdir / stage / SCORES)) for stage in STAGES) == 8 * moment
+    assert sum(len(read_scores(workdir / stage / SCORES)) for stage in STAGES) == 8 * moments
     train(config, workdir)
     for stage in STAGES:
         assert (workdir / stage / SCORES).read_bytes() == (undisturbed / stage / SCORES).read_bytes()
@@ -110,6 +120,36 @@ def test_what_is_there_is_not_computed_again(
 ) -> None:
     monkeypatch.setattr(ScoreRecord, "_scores", lambda *_: pytest.fail("computed again"))
     train(config, undisturbed)
+
+
+@pytest.mark.parametrize("lost", [(), ("warmup",), ("score",)])
+def test_a_model_between_two_stages_is_scored_once(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]
+) -> None:
+    room: Any = SimpleNamespace(keep_trying=lambda _, write: write())
+    sample = record.Sample("training pairs", [Example("q", "d", label) for label in (1, 0)])
+    calls: list[object] = []
+
+    def scores(_: ScoreRecord, params: object) -> np.ndarray:
+        calls.append(params)
+        return np.array([0.5, len(calls)], np.float32)
+
+    monkeypatch.setattr(ScoreRecord, "_scores", scores)
+    reranker: Any = None
+    moments: list[tuple[Path, record.Moment]] = [(tmp_path / "warmup", "end"), (tmp_path / "score", "begin")]
+    for _ in range(2):
+        ScoreRecord(reranker, sample, room).keep({}, *moments)
+        for folder, at in moments:
+            found = read_scores(folder / SCORES)
+            assert [(row["at"], row["label"], row["score"]) for row in found] == [(at, 1, 0.5), (at, 0, 1.0)]
+        # Of a run that was killed between the two files, the one that is lost is written again from the other.
+        for stage in lost:
+            (tmp_path / stage / SCORES).unlink()
+    assert len(calls) == 1
+
+
+def test_a_run_scores_its_sample_three_times(undisturbed: Path) -> None:
+    assert (undisturbed.parent / "scored").read_text() == "xxx"
 
 
 def test_keeping_scores_changes_nothing_that_is_learnt(
@@ -179,7 +219,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ScoreRecord, "_scores", lambda *_: np.array([np.nan, 1 / 3], np.float32))
     moments: tuple[record.Moment, ...] = ("end", "begin", "end")
     for at in moments:
-        ScoreRecord(reranker, sample, room).keep(tmp_path / "stage", at, {})
+        ScoreRecord(reranker, sample, room).keep({}, (tmp_path / "stage", at))
     written = [json.loads(line) for line in (tmp_path / "stage" / SCORES).read_text().splitlines()]
     assert [(row["at"], row["score"]) for row in written] == [
         ("begin", None), ("begin", 0.3333), ("end", None), ("end", 0.3333),

@@ -1,29 +1,41 @@
 """`prorank evaluate` of several collections and models: folders, tables, estimates, fusion, and work that is killed."""
 
+import gc
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from conftest import Prorank
+from safetensors.numpy import load_file, save_file
 
+from prorank_jax.cache import cache_folder
 from prorank_jax.data.beir import read_beir
 from prorank_jax.data.bm25 import bm25_run
 from prorank_jax.data.ndcg import ndcg_at_10
 from prorank_jax.data.runs import read_run, write_run
 from prorank_jax.errors import InputError
 from prorank_jax.evaluate import read_per_query
+from prorank_jax.evaluation import first_stage, folder
+from prorank_jax.evaluation.score_cache import ScoreCache
 from prorank_jax.evaluation.suites import BUILTIN, load_suite
-from prorank_jax.suite import Model, name_models
+from prorank_jax.reranker import Reranker
+from prorank_jax.suite import Folders, Model, Settings, Suite, name_models
+
+# Scores that another test has kept are not computed.
+pytestmark = pytest.mark.usefixtures("own_scores")
 
 
 @pytest.fixture
@@ -128,6 +140,154 @@ def test_two_splits_of_a_collection_are_averaged_as_two(prorank: Prorank, suite:
     rows = {name: number(cells["first-stage"]) for name, cells in table(printed).items()}
     assert rows["average of all 2"] == pytest.approx((rows["first-test"] + rows["first-dev"]) / 2, abs=1.1e-4)
     assert "average of all 2: over first-test, first-dev." in printed
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many pairs were scored since the last call."""
+    counts, add = [0], ScoreCache.add
+
+    def counted(self: ScoreCache, scores: Any) -> None:
+        rows = list(scores)
+        counts.append(len(rows))
+        add(self, rows)
+
+    def since() -> int:
+        count = sum(counts)
+        counts.clear()
+        return count
+
+    monkeypatch.setattr(ScoreCache, "add", counted)
+    return since
+
+
+def test_other_depths_and_metrics_score_only_new_pairs(
+    prorank: Prorank,
+    tiny_model: Path,
+    untied_model: Path,
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scored: Callable[[], int],
+    own_scores: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", tmp_path / "first", "--max-length", 120)
+    models, out = ("evaluate", f"tiny={tiny_model}"), tmp_path / "evaluation" / "tiny" / "first-test"
+
+    def figures(folder: Path) -> dict[str, bytes]:
+        return {name: (folder / name).read_bytes() for name in ("run.trec", "per_query.tsv", "metrics.json")}
+
+    made = {}
+    # Of three queries: all, none that is new, none, and eight each.
+    for options, pairs in {
+        ("--depth", 12): 36,
+        ("--depth", 5): 0,
+        ("--depth", 5, "--metrics", "recall@3"): 0,
+        ("--depth", 20): 24,
+    }.items():
+        status, _, err = prorank(*models, *data, *options)
+        assert status == 0 and scored() == pairs
+        assert (f"tiny, first-test: {pairs} pairs, " if pairs else "tiny: nothing is left to rerank\n") in err
+        made[options] = figures(out)
+
+    # Nor in another folder, next to another model.
+    assert prorank(*models, "--model", f"other={untied_model}", *data, "--depth", 12)[0] == 0
+    assert scored() == 36
+    assert figures(tmp_path / "evaluation" / "first-test" / "tiny" / "first-test") == made["--depth", 12]
+
+    # Several depths in one list: depth 30 has ten new pairs a query, and the others have none that it lacks.
+    listed = tmp_path / "depths.yaml"
+    entries = [{"data": str(tmp_path / "first"), "depth": depth} for depth in (30, 5, 25)]
+    listed.write_text(yaml.safe_dump({"collections": entries}))
+    arguments = (*models, "--suite", listed, "--max-length", 120, "--out", tmp_path / "depths")
+    dry = prorank(*arguments, "--dry-run")[1]
+    assert dry.startswith("tiny, first-test-top30: 30 pairs, ") and dry.count("\n") == 1 and scored() == 0
+    status, printed, _ = prorank(*arguments)
+    assert list(table(printed))[:3] == ["first-test-top30", "first-test-top5", "first-test-top25"]
+    assert scored() == 30
+    assert figures(tmp_path / "depths" / "tiny" / "first-test-top5") == made["--depth", 5]
+
+    # Without any scores it ends with the same bytes.
+    for options, pairs in {("--depth", 5): 15, ("--depth", 20): 60}.items():
+        shutil.rmtree(own_scores)
+        alone = tmp_path / "alone" / str(pairs)
+        assert prorank(*models, *data, *options, "--out", alone)[0] == 0
+        assert scored() == pairs
+        assert figures(alone) == made[options]
+
+
+def test_each_model_is_loaded_once_and_alone(tmp_path: Path) -> None:
+    class Fake:
+        """A model in memory."""
+
+    loaded: list[str] = []
+    alive: weakref.WeakSet[Fake] = weakref.WeakSet()
+    checked: list[str] = []
+
+    def load(model: Model) -> Any:
+        assert not alive, f"{model.label} is loaded beside another one"
+        loaded.append(model.label)
+        alive.add(fake := Fake())
+        return fake
+
+    models = [Model(name, name) for name in "abc"]
+    systems = Suite((), Folders(tmp_path), Settings(), print).measure(
+        models, load, lambda *_: None, check=lambda model: checked.append(model.label)
+    )
+    assert loaded == ["a", "b", "c"] and checked == ["b", "c"]
+    assert [system.label for system in systems] == loaded
+
+
+def test_a_model_is_freed_before_the_next_is_loaded(
+    prorank: Prorank,
+    tiny_model: Path,
+    untied_model: Path,
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[weakref.ref[Reranker]] = []
+    in_use: list[int] = []
+    load = Reranker.from_pretrained
+
+    def noted(*arguments: Any, **options: Any) -> Reranker:
+        gc.collect()
+        assert all(reference() is None for reference in loaded)
+        in_use.append(sum(array.nbytes for array in jax.live_arrays()))
+        reranker = load(*arguments, **options)
+        loaded.append(weakref.ref(reranker))
+        return reranker
+
+    monkeypatch.setattr(Reranker, "from_pretrained", noted)
+    models = ("evaluate", "--model", f"a={tiny_model}", "--model", f"b={untied_model}")
+    arguments = (*models, "--suite", suite, "--depth", 12, "--max-length", 120, "--out", tmp_path / "out")
+    assert prorank(*arguments, "--dry-run")[0] == 0
+    assert prorank(*arguments, "--fuse", "dev")[0] == 0
+    assert len(loaded) == 4
+    # Of each of the 40,000 weights there is nothing left.
+    assert max(in_use) - in_use[0] < 40_000
+
+
+def test_candidates_are_read_and_hashed_once(
+    prorank: Prorank, tiny_model: Path, untied_model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(collection: Any, *arguments: Any, **options: Any) -> Any:
+            calls.append(f"{name} {collection.name}-{collection.split}")
+            return function(collection, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("prorank_jax.suite.kept_candidates", counted("read", first_stage.kept_candidates))
+    monkeypatch.setattr(folder.Digests, "of", counted("hashed", folder.Digests.of))
+    arguments = ("evaluate", f"a={tiny_model}", "--model", f"b={untied_model}", "--suite", suite, "--fuse", "dev")
+    assert prorank(*arguments, "--depth", 5, "--max-length", 120, "--out", tmp_path / "out")[0] == 0
+    assert sorted(calls) == sorted(
+        f"{what} {name}" for what in ("read", "hashed") for name in ("first-test", "first-dev", "other-test")
+    )
 
 
 def test_a_dry_run_says_what_is_left_and_reranks_nothing(
@@ -267,7 +427,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from prorank_jax.cli import main
-from prorank_jax.evaluation import rerank
+from prorank_jax.evaluation import rerank, score_cache
 
 log, stop, out = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv[-1]
 rerank.CHUNK_TOKENS = 120 * 10
@@ -285,24 +445,36 @@ def noticed(function, of_interest):
         if not of_interest(*arguments):
             return function(*arguments)
         moment()
-        function(*arguments)
+        found = function(*arguments)
         moment()
+        return found
     return call
 
 os.fsync = noticed(os.fsync, lambda descriptor: True)
 os.replace = noticed(os.replace, lambda source, to: str(to).startswith(out))
+# Each row of a chunk of scores, of which SQLite has written none or some; and a chunk.
+rows = score_cache._key
+score_cache.ScoreCache.add = noticed(score_cache.ScoreCache.add, lambda cache, scores: True)
+score_cache._key = noticed(rows, lambda query: True)
 main()
 """
 
 
 def test_killed_five_times_at_random_it_ends_with_the_same_bytes(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
-    """Before and behind what makes a file whole, in processes of their own."""
+    """Before and after what makes a file whole and in the middle of a transaction, in processes of their own."""
     log = tmp_path / "moments.txt"
 
     def run(out: Path, stop: int) -> int:
         options = ["--suite", str(suite), "--depth", "12", "--max-length", "120", "--out", str(out)]
         command = [sys.executable, "-c", KILLED, str(log), str(stop), "evaluate", f"tiny={tiny_model}", *options]
-        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+        # Scores of its own; what ranx and JAX compile is shared.
+        own = os.environ | {
+            "PRORANK_CACHE": str(out.with_name(f"{out.name}-cache")),
+            "NUMBA_CACHE_DIR": str(cache_folder() / "numba"),
+        }
+        return subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, env=own
+        ).returncode
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(whole, 0) == 0
@@ -320,11 +492,32 @@ def test_killed_five_times_at_random_it_ends_with_the_same_bytes(tiny_model: Pat
 
 
 def test_what_is_wrong_with_a_later_model_or_collection_is_told_before_any_work(
-    refused: Callable[..., str], tiny_model: Path, suite: Path, tmp_path: Path
+    refused: Callable[..., str], tiny_model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("evaluate", tiny_model, "--suite", suite, "--max-length", 120, "--out", tmp_path / "out")
     assert "no such model folder" in refused(*arguments, "--model", "./nowhere")
+    monkeypatch.setattr(Reranker, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    for number, (damage, told) in enumerate(
+        {
+            "config.json": "config.json: hidden_act=",
+            "tokenizer.json": "no tokenizer could be loaded",
+            "model.safetensors": "not readable as safetensors",
+            "missing": "tensors are missing, the first is",
+        }.items()
+    ):
+        other = shutil.copytree(tiny_model, tmp_path / "models" / str(number))
+        if damage == "config.json":
+            config = json.loads((other / damage).read_text()) | {"hidden_act": "nothing"}
+            (other / damage).write_text(json.dumps(config))
+        elif damage == "missing":
+            weights = load_file(other / "model.safetensors")
+            save_file({name: weights[name] for name in list(weights)[1:]}, other / "model.safetensors")
+        else:
+            (other / damage).write_bytes((other / damage).read_bytes()[:1000])
+        assert told in refused(*arguments, "--model", other)
+        assert told in refused(*arguments, "--model", other, "--dry-run")
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
     other = tmp_path / "other" / "runs"
     other.mkdir()
     (other / "dense.trec").write_text("q Q0 d 1 nan x\n")

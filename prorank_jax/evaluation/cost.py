@@ -37,9 +37,9 @@ class Cost(NamedTuple):
         return f"{self.pairs:,} pairs, {_rounded(self.tokens)} tokens, about {_time(self.seconds)}"
 
 
-def work_of(collection: Collection, run: Run, queries_done: int, instruction: str | None) -> Work:
-    """The work that is left of a collection, of whose queries the first were reranked before."""
-    places = [(query_id, name) for query_id in list(run)[queries_done:] for name, _ in run[query_id]]
+def work_of(collection: Collection, left: Run, instruction: str | None) -> Work:
+    """The work on a collection, of whose candidates these are left."""
+    places = [(query_id, name) for query_id, ranking in left.items() for name, _ in ranking]
     drawn = [places[i * len(places) // _SAMPLED] for i in range(_SAMPLED)] if len(places) > _SAMPLED else places
     sample = [(collection.queries[query_id], collection.documents[name]) for query_id, name in drawn]
     return Work(len(places), sample, instruction)

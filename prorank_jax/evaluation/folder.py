@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.documents import StoredDocuments
+from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
 from prorank_jax.json_text import parse_json
 
@@ -35,8 +36,31 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode("utf-8")).hexdigest()
 
 
+def documents_digest(collection: Collection) -> str:
+    """A digest of the documents."""
+    documents = collection.documents
+    return documents.key if isinstance(documents, StoredDocuments) else digest_of(list(documents.items()))
+
+
 def texts_digest(collection: Collection) -> str:
     """A digest of the queries, the judgements and the documents."""
-    documents = collection.documents
-    key = documents.key if isinstance(documents, StoredDocuments) else list(documents.items())
-    return digest_of([key, collection.queries, collection.qrels])
+    return _with_judgements(documents_digest(collection), collection)
+
+
+class Digests(NamedTuple):
+    """What the candidates of a collection are known by."""
+
+    documents: str
+    texts: str
+    """Of queries, judgements and documents."""
+    run: str
+
+    @classmethod
+    def of(cls, collection: Collection, run: Run) -> "Digests":
+        """Reads all texts of a collection that is in memory: once is enough, however many models rerank it."""
+        documents = documents_digest(collection)
+        return cls(documents, _with_judgements(documents, collection), digest_of(run))
+
+
+def _with_judgements(documents: str, collection: Collection) -> str:
+    return digest_of([documents, collection.queries, collection.qrels])

@@ -1,20 +1,18 @@
 """Candidates get a reranker's scores and its order, in chunks of whole queries.
 
-Where chunks end depends on the candidates and on the prompt's length alone, and a chunk's scores on nothing outside of
-it: work that was cut goes on behind the last whole chunk, and ends with the same bytes.
+Where chunks end depends on the pairs that have no score yet and on the prompt's length alone, and a chunk's scores on
+nothing outside of it: interrupted work resumes after the last whole chunk, and ends with the same bytes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.lines import read_lines
-from prorank_jax.data.part import Part
 from prorank_jax.data.runs import Run
 from prorank_jax.errors import InputError
+from prorank_jax.evaluation.score_cache import ScoreCache
 from prorank_jax.progress import progress
 
 CHUNK_TOKENS = 1 << 17
@@ -34,74 +32,78 @@ class PairScorer(Protocol):
     ) -> Iterator[np.ndarray]: ...
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 def rerank(
     reranker: PairScorer,
     collection: Collection,
     run: Run,
     show_progress: bool = False,
     instruction: str | None = None,
+    cache: ScoreCache | None = None,
+    kept: Callable[[], None] = nothing,
 ) -> Run:
     """Orders each query's candidates by the reranker's score, equal scores by first-stage rank.
 
+    Args:
+      cache: the reranker's scores of pairs of this collection. Those that it has are not computed; those that it lacks
+        are added, chunk by chunk.
+      kept: called after each chunk that was added.
+
     Raises:
-      InputError: a score is not finite.
+      InputError: a score is not finite, or the cache cannot be used.
     """
-    reranked: Run = {}
-    with progress("reranking", len(run), show_progress) as advance:
-        for some in rerank_chunks(reranker, collection, run, instruction):
-            reranked |= some
-            advance(len(some))
-    return reranked
+    scores = {} if cache is None else known_scores(cache, collection, run)
+    left = without(run, scores)
+    with progress("reranking", len(run), show_progress, done=len(run) - len(left)) as advance:
+        for scored in _scored(reranker, collection, left, instruction):
+            if cache is not None:
+                cache.add(
+                    (collection.queries[query_id], document_id, score)
+                    for query_id, ranking in scored.items()
+                    for document_id, score in ranking
+                )
+                kept()
+            for query_id, ranking in scored.items():
+                scores.setdefault(query_id, {}).update(ranking)
+            advance(len(scored))
+    return {
+        query_id: _ordered([(document_id, scores[query_id][document_id]) for document_id, _ in ranking])
+        for query_id, ranking in run.items()
+    }
 
 
 def rerank_chunks(
     reranker: PairScorer, collection: Collection, run: Run, instruction: str | None = None
 ) -> Iterator[Run]:
     """The same, some queries at a time, in the order of the run."""
-    for scored in _scored(reranker, collection, run, 0, instruction):
+    for scored in _scored(reranker, collection, run, instruction):
         yield {query_id: _ordered(ranking) for query_id, ranking in scored.items()}
 
 
-def rerank_into(
-    out: Path,
-    made_of: Mapping[str, Any],
-    reranker: PairScorer,
-    collection: Collection,
-    run: Run,
-    show_progress: bool,
-    instruction: str | None,
-    kept: Callable[[], None],
-) -> Run:
-    """The same, with what is scored kept beside `out`, where a later call finds it; `kept` is called after a chunk."""
-    with Part(out) as part:
-        found = part.open(dict(made_of))
-        with progress("reranking", len(run), show_progress, done=found) as advance:
-            for scored in _scored(reranker, collection, run, found, instruction):
-                # In 32 bits, the digits that `str` gives are those that give back the same number.
-                lines = [
-                    f"{query_id}\t{document_id}\t{np.float32(score)}\n"
-                    for query_id, ranking in scored.items()
-                    for document_id, score in ranking
-                ]
-                part.add("".join(lines).encode("utf-8"), len(scored))
-                kept()
-                advance(len(scored))
-        reranked: Run = {query_id: [] for query_id in run}
-        for _, line in read_lines(part.path):
-            query_id, document_id, score = line.split("\t")
-            reranked[query_id].append((document_id, float(score)))
-    return {query_id: _ordered(ranking) for query_id, ranking in reranked.items()}
+def known_scores(cache: ScoreCache, collection: Collection, run: Run) -> dict[str, dict[str, float]]:
+    """Query id -> document id -> the score that the cache has, of the run's candidates and maybe of others."""
+    return {query_id: cache.known(collection.queries[query_id]) for query_id in run}
 
 
-def _scored(
-    reranker: PairScorer, collection: Collection, run: Run, skip: int, instruction: str | None
-) -> Iterator[Run]:
-    """Chunks of whole queries, with the reranker's scores in the order of the candidates.
+def without(run: Run, known: Mapping[str, Iterable[str]]) -> Run:
+    """The candidates that are not known, and the queries that have any.
 
-    Args:
-      skip: queries at the start that are left out, which end a chunk.
+    `{"q": [("a", 2.0), ("b", 1.0)], "p": [("c", 1.0)]}` without `{"q": ["a"], "p": ["c"]}` is `{"q": [("b", 1.0)]}`.
     """
-    chunks = list(_chunks(run, max(CHUNK_TOKENS // reranker.max_length, 1), skip))
+    left = {}
+    for query_id, ranking in run.items():
+        done = set(known.get(query_id, ()))
+        if unknown := [entry for entry in ranking if entry[0] not in done]:
+            left[query_id] = unknown
+    return left
+
+
+def _scored(reranker: PairScorer, collection: Collection, run: Run, instruction: str | None) -> Iterator[Run]:
+    """Chunks of whole queries, with the reranker's scores in the order of the candidates."""
+    chunks = list(_chunks(run, max(CHUNK_TOKENS // reranker.max_length, 1)))
     texts = (_pairs(collection, run, chunk) for chunk in chunks)
     for chunk, scores in zip(chunks, reranker.predict_chunks(texts, instruction=instruction), strict=True):
         if scores.shape != (count := sum(len(run[query_id]) for query_id in chunk),):
@@ -122,7 +124,7 @@ def _scored(
         yield scored
 
 
-def _chunks(run: Run, pairs: int, skip: int) -> Iterator[list[str]]:
+def _chunks(run: Run, pairs: int) -> Iterator[list[str]]:
     """Queries that have together as many candidates as `pairs` says, or just more."""
     chunk: list[str] = []
     count = 0
@@ -130,8 +132,7 @@ def _chunks(run: Run, pairs: int, skip: int) -> Iterator[list[str]]:
         chunk.append(query_id)
         count += len(ranking)
         if count >= pairs or number == len(run) - 1:
-            if number >= skip:
-                yield chunk
+            yield chunk
             chunk, count = [], 0
 
 

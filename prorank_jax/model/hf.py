@@ -105,6 +105,17 @@ def read_folder(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> Model
     return ModelFolder(folder, hf_config, decoder_config(hf_config, str(folder / "config.json")))
 
 
+def check_weights(model: ModelFolder) -> Weights:
+    """The weights of a folder, of which the files' headers alone are read.
+
+    Raises:
+      InputError: there are none, or tensors are missing, unknown or misshapen.
+    """
+    weights = Weights(model.folder)
+    _check_names(weights, tensor_table(model.config), model.config)
+    return weights
+
+
 def load_pretrained(
     source: str | Path, dtype: str = "float32", place: Callable[[Params], Any] | None = None
 ) -> Pretrained:
@@ -121,8 +132,7 @@ def load_pretrained(
     model = read_folder(source)
     config = model.config
     table = tensor_table(config)
-    weights = Weights(model.folder)
-    _check_names(weights, table, config)
+    weights = check_weights(model)
     if config.tied and UNEMBEDDING in weights.shapes:
         _check_tied(weights)
     shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0))

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from prorank_jax.atomic import writing
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.part import Part
 from prorank_jax.data.runs import Run, write_run
-from prorank_jax.evaluate import Evaluation, nothing
-from prorank_jax.evaluation.rerank import PairScorer, rerank_chunks, rerank_into
+from prorank_jax.evaluate import Evaluation
+from prorank_jax.evaluation.rerank import PairScorer, rerank_chunks
 from prorank_jax.reranker import Hit, Reranker
 from prorank_jax.reranking.stream import Ranking
 
@@ -43,15 +42,13 @@ def write_reranked(
     top_k: int | None,
     tag: str,
 ) -> None:
-    """Writes the reranked run as a TREC file. Work that was cut goes on where it was, and ends with the same bytes.
+    """Writes the reranked run as a TREC file. Scores are kept as those of an evaluation: interrupted work resumes.
 
     Raises:
-      InputError: as `rankings`; the file cannot be written, or was begun with something else.
+      InputError: as `rankings`; the file or the scores cannot be written.
     """
-    made_of = Evaluation(reranker, collection, run, "", 0, instruction=instruction).made_of
     with writing(out, "give another --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    reranked = rerank_into(out, made_of, reranker, collection, run, True, instruction, nothing)
+    reranked = Evaluation(reranker, collection, run, "", 0, instruction=instruction).rerank(show_progress=True)
     with writing(out, "give another --out"):
         write_run(out, {query_id: ranking[:top_k] for query_id, ranking in reranked.items()}, tag)
-        Part(out).discard()

@@ -34,7 +34,7 @@ SCORES = "scores.jsonl"
 PAIRS = 512
 """Pairs of a sample at most."""
 _PROMPTS_PER_PAIR = 24
-"""Prompts that a run learns from for each pair: the sample is scored four times, and so takes a twentieth of the time
+"""Prompts that a run learns from for each pair: the sample is scored three times, and so takes a twentieth of the time
 of a short run at most."""
 
 Row = dict[str, Any]
@@ -111,31 +111,40 @@ class ScoreRecord:
     def __init__(self, reranker: Callable[[Params], PairScorer], sample: Sample, room: Room):
         self._reranker, self._sample, self._room = reranker, sample, room
 
-    def keep(self, folder: Place, at: Moment, params: Params) -> None:
-        """Adds the scores that a model gives to the file in `folder`, unless those of this moment are there already.
+    def keep(self, params: Params, *moments: tuple[Place, Moment]) -> None:
+        """Adds the scores that a model gives to the files of stages, unless those of a moment are there already.
 
         Each process makes this call; process 0 alone reads and writes.
 
+        Args:
+          moments: of which the model is: a stage's folder, and where in the stage. A stage ends with the model that
+            the next one begins with, which is scored once.
+
         Raises:
-          InputError: the file cannot be written.
+          InputError: a file cannot be written.
         """
-        path = folder / SCORES
         writes = jax.process_index() == 0
-        kept = read_scores(path) if writes else []
-        missing = bool(self._sample.examples) and all(row["at"] != at for row in kept)
-        if not largest(int(writes and missing)):
-            return
-        scores = self._scores(params)
-        if not writes:
-            return
-        rows = [
-            # Four digits: more would only tell which machine computed them.
-            {"at": at, "of": self._sample.of, "label": example.label, "score": round(score, 4)}
-            if math.isfinite(score)
-            else {"at": at, "of": self._sample.of, "label": example.label, "score": None}
-            for example, score in zip(self._sample.examples, scores.tolist(), strict=True)
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in sorted([*kept, *rows], key=lambda row: str(row["at"])))
+        kept = {folder: read_scores(folder / SCORES) for folder, _ in moments} if writes else {}
+        of_moments = [[row for row in kept[folder] if row["at"] == at] for folder, at in moments if writes]
+        known = next((rows for rows in of_moments if rows), [])
+        if largest(int(writes and bool(self._sample.examples) and not known)):
+            scores = self._scores(params)
+            known = [
+                # Four digits: more would only tell which machine computed them.
+                {
+                    "at": moments[0][1],
+                    "of": self._sample.of,
+                    "label": example.label,
+                    "score": round(score, 4) if math.isfinite(score) else None,
+                }
+                for example, score in zip(self._sample.examples, scores.tolist(), strict=True)
+            ]
+        for (folder, at), rows in zip(moments, of_moments, strict=True) if writes else ():
+            if known and not rows:
+                self._write(folder / SCORES, [*kept[folder], *(row | {"at": at} for row in known)])
+
+    def _write(self, path: Place, rows: Sequence[Row]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: str(row["at"])))
         with writing(path, GO_ON):
             self._room.keep_trying(path, lambda: write_text(path, text))
 

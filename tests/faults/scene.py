@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from prorank_jax.cache import cache_folder
 from prorank_jax.runtime.metrics import TIME_FIELDS, read_metrics
 
 PRORANK = Path(sys.executable).with_name("prorank")
@@ -39,11 +40,23 @@ class Scene:
         return self.folder / "run"
 
     @property
+    def cache(self) -> Path:
+        """Next to the folder: the cache of all tests, but for the scores, which are computed in each scene."""
+        folder = self.folder.with_name(f"{self.folder.name}-cache")
+        folder.mkdir(exist_ok=True)
+        for shared in ("collections", "bm25", "numba"):
+            (cache_folder() / shared).mkdir(parents=True, exist_ok=True)
+            if not (folder / shared).is_symlink():
+                (folder / shared).symlink_to(cache_folder() / shared)
+        return folder
+
+    @property
     def commands(self) -> dict[str, Command]:
+        evaluate: Command = [PRORANK, "evaluate", self.run / "export", "--data", self.collection, "--depth", "12"]
         return {
             "train": [PRORANK, "train", self.config, "--workdir", self.run],
             "export": [PRORANK, "export", self.run / "warmup", self.folder / "exported"],
-            "evaluate": [PRORANK, "evaluate", self.run / "export", "--data", self.collection, "--depth", "12"],
+            "evaluate": ["env", f"PRORANK_CACHE={self.cache}", *evaluate],
         }
 
     def outcome(self) -> dict[str, Any]:

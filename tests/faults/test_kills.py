@@ -66,10 +66,10 @@ def draw(scene: Scene, rng: random.Random, kills: int, terms: int, saves: int) -
     yield Moment("train", "the run's export", exporting.exists, rng.uniform(0, 0.02), signal.SIGKILL)
     unfinished = scene.folder / "exported.unfinished"
     yield Moment("export", "an export", unfinished.exists, rng.uniform(0, 0.02), signal.SIGKILL)
-    evaluation = scene.run / "evaluation"
+    scores = scene.cache / "scores"
     for _ in range(2):
         later = rng.uniform(0, 0.4)
-        yield Moment("evaluate", "evaluation", lambda: any(evaluation.glob("*/*.part")), later, signal.SIGKILL)
+        yield Moment("evaluate", "evaluation", lambda: any(scores.glob("*.sqlite")), later, signal.SIGKILL)
 
 
 def disturb(scene: Scene, moment: Moment) -> bool:
