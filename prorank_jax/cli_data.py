@@ -1,12 +1,18 @@
 """The verbs `prorank data ...`: training data, before there is a run."""
 
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb
 from prorank_jax.errors import InputError
+
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(help="Of rows under other names: OURS=THEIRS, as query=question or query=query.text; once for each."),
+]
 
 data_app = typer.Typer(
     help="Training data: hard negatives, a teacher's scores, and files prepared for training.",
@@ -31,6 +37,7 @@ def data_prepare(
     for_scores: Annotated[
         bool, typer.Option("--for-scores", help="Of rows: keep queries without a relevant document, to learn scores.")
     ] = False,
+    fields: Fields = None,
 ) -> None:
     """Write a collection or files of rows as ArrayRecord, read by position; other commands do it by themselves too."""
     from prorank_jax.cache import VARIABLE
@@ -39,7 +46,7 @@ def data_prepare(
     from prorank_jax.storage import local
 
     if is_collection(source):
-        of_rows = {"--out": out, "--single": single, "--for-scores": for_scores}
+        of_rows = {"--out": out, "--single": single, "--for-scores": for_scores, "--fields": fields}
         for option, value in of_rows.items():
             if value:
                 raise InputError(
@@ -53,7 +60,9 @@ def data_prepare(
         raise InputError(f"prorank data prepare: {source} is no collection; name a folder for its rows in --out")
     folder = local(out, "--out")
     positives_only = not for_scores and not single
-    prepared = prepare(source, folder, single=single, positives_only=positives_only, remedy="give another --out")
+    named = _fields(source, fields)
+    remedy = "give another --out"
+    prepared = prepare(source, folder, single=single, positives_only=positives_only, fields=named, remedy=remedy)
     print(f"{prepared.rows} rows, {prepared.groups} groups, {prepared.skipped} without a positive skipped: {out}")
 
 
@@ -131,6 +140,7 @@ def data_score(
     order: Order = None,
     dtype: Dtype = "float32",
     fsdp: Fsdp = 1,
+    fields: Fields = None,
 ) -> None:
     """Write a teacher's scores beside the documents of files of rows."""
     from prorank_jax.data.jsonl import check_out
@@ -140,7 +150,20 @@ def data_score(
 
     file = local(out, "--out")
     check_out(file)
+    named = _fields(files, fields)
     reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
-    done = score_file(reranker, files, file, batch_size=batch, show_progress=True)
+    done = score_file(reranker, files, file, batch_size=batch, fields=named, show_progress=True)
     went_on = f", {done.found} of them scored before" if done.found else ""
     print(f"{done.rows} rows, {done.documents} documents{went_on}: {out}")
+
+
+def _fields(source: str, given: list[str] | None) -> Mapping[str, str]:
+    """The values of --fields, checked as `data.fields` is."""
+    from prorank_jax.config import SourceConfig
+    from prorank_jax.config_file import parse_section
+
+    for value in given or ():
+        if "=" not in value:
+            raise InputError(f"--fields={value}: names no field; write OURS=THEIRS, as query=question")
+    fields = dict(value.split("=", 1) for value in given or ())
+    return parse_section(SourceConfig, {"path": source, "fields": fields}, "--fields").fields

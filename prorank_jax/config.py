@@ -20,6 +20,21 @@ POINTWISE: tuple[Loss, ...] = ("bce", "mse")
 """Losses that learn from a document alone."""
 GAINS: tuple[Loss, ...] = ("bce", "listwise_softmax", "lambda_loss")
 """Losses of labels that are 0 or more."""
+RowField = Literal[
+    "query",
+    "instruction",
+    "document",
+    "label",
+    "score",
+    "pos",
+    "neg",
+    "pos_scores",
+    "neg_scores",
+    "documents",
+    "labels",
+    "scores",
+]
+"""Fields of a row of training data."""
 Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -64,6 +79,21 @@ class PromptConfig(Section):
         return self
 
 
+def _named(names: Any, known: tuple[str, ...], what: str) -> Any:
+    """The mapping itself, of which every key is known."""
+    for name in names if isinstance(names, Mapping) else ():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise ValueError(f"{name}: unknown {what}; {remedy}")
+    return names
+
+
+def _of_rows(fields: Any) -> Any:
+    """The fields of rows by our names."""
+    return _named(fields, get_args(RowField), "field of a row")
+
+
 class SourceConfig(Section):
     """One source of training data."""
 
@@ -77,6 +107,9 @@ class SourceConfig(Section):
     or among the documents of the group (`softmax`)."""
     weight: Rate = 1.0
     """Share of the groups, in proportion to the weights of the other sources."""
+    fields: Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_of_rows)] = {}
+    """Of rows under other names: the fields that they have, such as `query: question` or `query: query.text`; rows as
+    well-known trainers have them need none."""
     split: str = "train"
     """The judgements; this and what follows is for collections."""
     candidates: str = "bm25"
@@ -249,13 +282,7 @@ class DevConfig(Section):
 
 def _weighted(losses: Any) -> Any:
     """One loss as a mapping of its name to a weight of 1."""
-    losses = {losses: 1.0} if isinstance(losses, str) else losses
-    for name in losses if isinstance(losses, Mapping) else ():
-        if name not in get_args(Loss):
-            near = difflib.get_close_matches(str(name), get_args(Loss), n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(get_args(Loss))}"
-            raise ValueError(f"{name}: unknown loss; {remedy}")
-    return losses
+    return _named({losses: 1.0} if isinstance(losses, str) else losses, get_args(Loss), "loss")
 
 
 class ScoreConfig(StageConfig):

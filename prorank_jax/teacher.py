@@ -6,14 +6,14 @@ the work was cut, and the file is byte for byte that of work that was not (`data
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from prorank_jax.cross_encoder import LOGIT_SCORE
-from prorank_jax.data.files import find_files
+from prorank_jax.data.files import NONE, find_files
 from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows
 from prorank_jax.data.part import Part
 from prorank_jax.data.rows import shape_of
@@ -39,7 +39,13 @@ class Scored(NamedTuple):
 
 
 def score_file(
-    teacher: Reranker, source: str | Path, out: Path, *, batch_size: int | None = None, show_progress: bool = False
+    teacher: Reranker,
+    source: str | Path,
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    fields: Mapping[str, str] = NONE,
+    show_progress: bool = False,
 ) -> Scored:
     """Writes the rows of `source` to `out` with the teacher's scores beside their documents.
 
@@ -49,6 +55,7 @@ def score_file(
     Args:
       source: what `files.find_files` takes.
       batch_size: as `Reranker.predict`.
+      fields: as `files.read_fields`.
 
     Raises:
       InputError: `source` is not files of rows, the teacher's answers are not its template's, `out` was begun with
@@ -60,19 +67,20 @@ def score_file(
     files = find_files(source)
     if out.exists() and any(out.samefile(file) for file in files):
         raise InputError(f"{out}: is the input as well; give another --out")
-    rows, documents = _count(source, teacher.prompt)
+    rows, documents = _count(source, fields, teacher.prompt)
     made_of = {
         "--batch": batch_size,
         "--max-length": teacher.max_length,
         "--dtype": teacher.dtype,
         "the input": _sha256_of_files(files),
         "the teacher": teacher.digest,
+        "--fields": dict(fields),
         "chunks": _CHUNK,
     }
     with Part(out) as part:
         found = part.open(made_of)
         with progress("scoring", rows, show_progress, done=found) as advance:
-            for chunk in _chunks(read_rows(source), skip=found):
+            for chunk in _chunks(read_rows(source, fields), skip=found):
                 part.add(encode_rows(_scored(teacher, chunk, batch_size), out), len(chunk))
                 advance(len(chunk))
         part.finish()
@@ -105,11 +113,11 @@ def check_answers(prompt: Prompt, place: str) -> None:
             )
 
 
-def _count(source: str | Path, prompt: Prompt) -> tuple[int, int]:
+def _count(source: str | Path, fields: Mapping[str, str], prompt: Prompt) -> tuple[int, int]:
     """Rows and documents of the input; reads it whole, so that a bad line is told before any work."""
     rows = documents = 0
     told = False
-    for place, row in read_rows(source):
+    for place, row in read_rows(source, fields):
         rows += 1
         documents += len(_documents(row, place))
         if row.get("instruction") and not told:

@@ -23,6 +23,10 @@ TRIPLES = [
 LISTWISE = [{"query": "q", "documents": ["a", "b", "c"], "scores": [2.5, 0, -1]}]
 SHAPES = "a row has query and document, query, pos and neg, or query and documents"
 
+NAME_THEM = "name its fields in data.fields"
+SCORED = "data.fields, or get scores with prorank data score"
+DOCUMENT = "write a string, or an object with the strings `text` and, if it has one, `title`"
+
 
 def write(path: Path, rows: list[Any]) -> Path:
     """Rows as the file's name says; a string stands as a line of its own."""
@@ -163,11 +167,21 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
     ("row", "message"),
     [
         ("[1]", f"[1] is not a JSON object; write rows of {SHAPES.removeprefix('a row has ')}"),
-        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}"),
-        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}"),
-        ({"query": "q", "document": None, "label": 1}, f"no field 'document'; {SHAPES}"),
-        ({"query": "q", "document": "a"}, "no field 'label'; a query and a document need a label or a score"),
-        ({"query": "q", "documents": ["a"]}, "no field 'labels'; a query and its documents need labels or scores"),
+        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}, and this one has document, label; {NAME_THEM}"),
+        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}, and this one has query, text; {NAME_THEM}"),
+        (
+            {"query": "q", "document": None, "label": 1},
+            f"no field 'document'; {SHAPES}, and this one has query, document, label; {NAME_THEM}",
+        ),
+        (
+            {"query": "q", "document": "a"},
+            f"no field 'label'; a query and a document need a label or a score: name one in {SCORED}",
+        ),
+        (
+            {"query": "q", "documents": ["a"]},
+            "no field 'labels'; a query and its documents need labels or scores: name them in data.fields (where "
+            "rank_llm's are a teacher's, scores: candidates.score), or get scores with prorank data score",
+        ),
         ({"query": "q", "pos": "a"}, "no field 'neg'; write pos and neg, an empty list where there are none"),
         ({"query": "q", "neg": "a"}, "no field 'pos'; write pos and neg, an empty list where there are none"),
         ({"query": "q", "document": "a", "documents": ["b"]}, f"both document and documents; {SHAPES}"),
@@ -176,7 +190,7 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             {"query": "q", "document": "a", "label": 1, "instruction": ["x"]},
             "instruction=['x'] is not a string; write it in quotes",
         ),
-        ({"query": "q", "document": "a", "label": True}, "label=True is not a number; write one, as 1, 0 or -2.5"),
+        ({"query": "q", "document": "a", "score": True}, "score=True is not a number; write one, as 1, 0 or -2.5"),
         ({"query": "q", "document": "a", "score": "1"}, "score='1' is not a number; write one, as 1, 0 or -2.5"),
         (
             '{"query": "q", "document": "a", "score": NaN}',
@@ -208,7 +222,7 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             "pos and neg are both empty; give one document or more, or leave the row out",
         ),
         ({"query": "q", "documents": ["a", 2], "labels": [1, 0]}, "documents[1]=2 is not a string; write it in quotes"),
-        ({"query": "q", "pos": {"a": 1}, "neg": []}, "pos={'a': 1} is not a list; write a list of strings"),
+        ({"query": "q", "pos": {"a": 1}, "neg": []}, f"pos={{'a': 1}} is no document; {DOCUMENT}"),
         (
             '{"query": "\\ud800", "document": "a", "label": 1}',
             "a \\u escape is half of a surrogate pair; write both halves or none",

@@ -57,6 +57,30 @@ def test_single_makes_a_group_of_each_document(prorank: Prorank, tmp_path: Path,
     assert open_prepared(out).single
 
 
+def test_fields_name_those_of_the_rows(
+    prorank: Prorank, refused: Callable[..., str], tmp_path: Path, file: Path
+) -> None:
+    rows, out = tmp_path / "mine.jsonl", tmp_path / "out"
+    rows.write_text('{"q": {"text": "q"}, "good": ["a"], "bad_1": "b", "bad_2": "c"}\n')
+    named = ("--fields", "query=q.text", "--fields", "pos=good", "--fields")
+    status, printed, _ = prorank("data", "prepare", rows, "--out", out, *named, "neg=bad")
+    assert (status, printed) == (0, f"1 rows, 1 groups, 0 without a positive skipped: {out}\n")
+    assert [group[:3] for group in groups(out)] == [("q", ("a", "b", "c"), (1.0, 0.0, 0.0))]
+    # Other fields are another preparation.
+    assert prorank("data", "prepare", rows, "--out", out, *named, "neg=bad_2")[0] == 0
+    assert [group.documents for group in groups(out)] == [("a", "c")]
+
+    def message(value: str, source: Path | str = rows) -> str:
+        return refused("data", "prepare", source, "--out", out, "--fields", value)
+
+    assert message("query") == "--fields=query: names no field; write OURS=THEIRS, as query=question"
+    assert message("qeury=q") == "--fields: fields.qeury: unknown field of a row; did you mean 'query'?"
+    assert message("pos=best").startswith(f"{rows}:1: no field 'best' to be read as pos; this row has q, good, bad_1")
+    assert "is for rows, and beir/scifact is a collection" in refused(
+        *("data", "prepare", "beir/scifact", "--fields", "query=q")
+    )
+
+
 def test_what_prepare_refuses(refused: Callable[..., str], file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

@@ -162,6 +162,16 @@ def test_groups_without_a_positive_are_counted_and_skipped(tmp_path: Path, caplo
     )
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_rows_without_an_irrelevant_document_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture, single: bool):
+    file = write(tmp_path / "rows.jsonl", [{"anchor": "q", "positive": "a"}, {"anchor": "r", "positive": "b"}])
+    assert made(file, single=single).groups == 2
+    assert caplog.messages == [
+        f"{file}: none of its 2 rows has a document that is not relevant (a label of 0 or less): the warmup needs both "
+        "kinds, and losses that compare documents learn nothing from equal labels; add some (`prorank data mine`)"
+    ]
+
+
 def fail(*_: object) -> Any:
     raise AssertionError("prepared again")
 
@@ -319,6 +329,14 @@ def test_a_mixture_opens_each_source_for_what_it_is(tmp_path: Path, tiny_collect
     assert elsewhere.sources[0].prepared.folder.parent == tmp_path / "elsewhere"
 
 
+def test_each_source_has_its_own_fields(tmp_path: Path):
+    file = str(write(tmp_path / "rows.jsonl", [{"q": "q", "best": "a", "good": "b", "bad": "c"}]))
+    fields = [{"query": "q", "pos": pos, "neg": "bad"} for pos in ("best", "good")]
+    mixture = opened(tmp_path, path=file, fields=fields[0], mix=[{"path": file, "fields": fields[1]}])
+    assert [source.draw(0, RNG(0), 9).documents for source in mixture.sources] == [("a", "c"), ("b", "c")]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny_collection: Path):
     def refusal(single: bool = False, **fields: Any) -> str:
         with pytest.raises(InputError) as caught:
@@ -344,6 +362,13 @@ def test_sources_that_are_set_up_for_other_data_are_refused(tmp_path: Path, tiny
         "give the files that it was prepared from"
     )
     assert "no such file; give files of rows" in refusal(path=str(tmp_path / "absent.jsonl"))
+    fields = {"query": "question"}
+    assert refusal(path=beir, fields=fields) == (
+        f"config: data.fields: is for files of rows, and {beir} is a collection; leave it out"
+    )
+    assert refusal(path=file, mix=[{"path": out, "fields": fields}]) == (
+        f"config: data.mix.0.fields: is for files of rows, and {out} is prepared already; leave it out"
+    )
 
 
 def test_labels_below_0_are_refused_where_a_loss_learns_gains(tmp_path: Path):

@@ -151,6 +151,17 @@ def test_numbers_and_nulls_of_json_stay_as_they_are(quick: "Quick", tmp_path: Pa
     assert (tmp_path / "out.jsonl").read_text().startswith(line.removesuffix("3"))
 
 
+def test_rows_of_another_trainer_get_our_names(quick: "Quick", tmp_path: Path) -> None:
+    passages = {"positive_passages": [{"docid": "1", "title": "T", "text": "a"}], "negative_passages": ["b"]}
+    rows = [{"query_id": 7, "question": "q", **passages}]
+    assert score_file(quick, write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl", fields={"query": "question"})
+    positive, negative = quick.predict([("q", "T a"), ("q", "b")]).tolist()
+    [row] = read(tmp_path / "out.jsonl")
+    scores = [*row.pop("pos_scores"), *row.pop("neg_scores")]
+    np.testing.assert_array_equal(np.array(scores, np.float32), np.array([positive, negative], np.float32))
+    assert row == {"query_id": 7, "query": "q", "pos": ["T a"], "neg": ["b"]}
+
+
 def test_a_score_is_written_with_all_its_32_bits(
     reranker: Reranker, pairs: list[tuple[str, str]], tmp_path: Path
 ) -> None:

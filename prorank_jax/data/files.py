@@ -1,17 +1,19 @@
 """Rows of training data from files, one at a time: never is a whole file in memory.
 
-Files are `.jsonl`, `.jsonl.gz` or `.parquet` with columns of the same names; `rows.py` says what a row holds. A label
-is a judgement, relevant above 0. A score is a teacher's, a difference of logits: where a row has only scores, its
-labels are 1 for those above 0 and 0 for the others.
+Files are `.jsonl`, `.jsonl.gz` or `.parquet` with columns of the same names; `rows.py` says what a row holds, and
+`layouts.py` how those of other trainers are read. A label is a judgement, relevant above 0. A score is a teacher's, a
+difference of logits: where a row has only scores, its labels are 1 for those above 0 and 0 for the others.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from prorank_jax.data.layouts import columns, to_ours
 from prorank_jax.data.lines import parse_object, read_lines
 from prorank_jax.data.repeats import Repeats
-from prorank_jax.data.rows import FIELDS, SHAPES, checked, of_one_shape
+from prorank_jax.data.rows import SHAPES, checked, of_one_shape
 from prorank_jax.errors import InputError
 from prorank_jax.storage import fetched
 
@@ -19,6 +21,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hf://datasets/"
 _GLOB = frozenset("*?[")
 _PARQUET_ROWS = 512
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Row(NamedTuple):
@@ -38,7 +41,7 @@ class Row(NamedTuple):
         return self.shape.startswith("query, document,")
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[Row]:
     """The rows of a file, of a folder or pattern of files, or of files on the Hugging Face hub, all of one shape.
 
     A document that a row repeats is there once, by its highest label; the last row is followed by one warning, where
@@ -50,24 +53,30 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         file, the row) and the remedy.
     """
     repeats = Repeats()
-    rows = ((place, _row(place, fields, repeats)) for place, fields in read_fields(path))
+    rows = ((place, _row(place, row, repeats)) for place, row in read_fields(path, fields))
     for _, row in of_one_shape((place, row.shape, row) for place, row in rows):
         yield row
     repeats.warn(str(path), "rows")
 
 
-def read_fields(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(place, fields)` of each row of the files that `path` means; `place` is `file:number`, for messages.
+def read_fields(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(place, row)` of each row of the files that `path` means; `place` is `file:number`, for messages.
 
-    Of JSON, all fields as they are; of Parquet, those that a row of training data may have, where they are not null.
+    Rows of other trainers have our names (`layouts.py`). Of JSON, all fields are there; of Parquet, those that a row of
+    training data may have, where they are not null.
+
+    Args:
+      fields: our name -> the path that it has in these files, where that is not known by the names of a row.
 
     Raises:
-      InputError: there is no such file, or one cannot be read or holds no row.
+      InputError: there is no such file, one cannot be read or holds no row, or a row lacks one of the fields.
     """
+    names = dict(fields)
     for file in find_files(path):
-        place = None
-        for place, fields in _parquet(file) if file.name.endswith(".parquet") else _json(file):
-            yield place, fields
+        place, is_table = None, file.name.endswith(".parquet")
+        for place, row in _parquet(file, names) if is_table else _json(file):
+            ours = to_ours(place, row, names)
+            yield place, {name: value for name, value in ours.items() if value is not None} if is_table else ours
         if place is None:
             raise InputError(f"{file}: holds no row; write rows of {SHAPES}")
 
@@ -141,18 +150,18 @@ def _json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, parse_object(place, line, f"rows of {SHAPES}")
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(file: Path, fields: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            columns = [name for name in table.schema_arrow.names if name in FIELDS]
+            found = columns(table.schema_arrow.names, fields)
             number = 0
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                for fields in batch.to_pylist():
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=found):
+                for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}:{number}", {name: value for name, value in fields.items() if value is not None}
+                    yield f"{file}:{number}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file}: not readable as Parquet ({reason}); make or download it again") from None
@@ -174,11 +183,13 @@ def _row(place: str, fields: Mapping[str, Any], repeats: Repeats) -> Row:
         labels, scores = ([row[name]] if name in row else None for name in ("label", "score"))
     if labels is None:
         if scores is None:
-            raise InputError(
-                f"{place}: no field 'labels'; a query and its documents need labels or scores"
+            problem = (
+                "no field 'labels'; a query and its documents need labels or scores: name them in data.fields (where "
+                "rank_llm's are a teacher's, scores: candidates.score)"
                 if "documents" in row
-                else f"{place}: no field 'label'; a query and a document need a label or a score"
+                else "no field 'label'; a query and a document need a label or a score: name one in data.fields"
             )
+            raise InputError(f"{place}: {problem}, or get scores with prorank data score")
         labels = [score > 0 for score in scores]
     kept = repeats.kept(documents, labels)
     return Row(

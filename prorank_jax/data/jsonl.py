@@ -9,12 +9,12 @@ A file is written whole or not at all, and equal rows give equal bytes: a compre
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prorank_jax.data.files import read_fields
+from prorank_jax.data.files import NONE, read_fields
 from prorank_jax.data.rows import checked, of_one_shape, shape_of
 from prorank_jax.errors import InputError
 
@@ -25,7 +25,7 @@ _BLOCK = 1024
 """Rows written at a time."""
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[tuple[str, Row]]:
     """Yields `(place, row)` for each row of the files that `files.find_files` finds; `place` is for messages.
 
     Numbers that stand beside documents are checked: one for each, and finite.
@@ -33,7 +33,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
     Raises:
       InputError: a file cannot be read or holds no row, or a row is not of the shape of the first.
     """
-    rows = ((place, fields | checked(place, fields)) for place, fields in read_fields(path))
+    rows = ((place, row | checked(place, row)) for place, row in read_fields(path, fields))
     yield from of_one_shape((place, ", ".join(("query", *shape_of(place, row))), row) for place, row in rows)
 
 

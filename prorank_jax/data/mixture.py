@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,14 +58,18 @@ def open_mixture(config: DataConfig, cache: Path, *, single: bool = False, losse
 
 def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> JudgedSource | RowSource:
     source = fetched(config.path)
-    if is_collection(source):
+    collection, prepared_before = is_collection(source), (Path(source) / ABOUT).exists()
+    if config.fields and (collection or prepared_before):
+        kind = "a collection" if collection else "prepared already"
+        raise InputError(f"config: {place}.fields: is for files of rows, and {config.path} is {kind}; leave it out")
+    if collection:
         return _open_judged(place, config, source)
     for field, value in config.model_dump(include=set(_OF_COLLECTIONS)).items():
         if value != SourceConfig.model_fields[field].default:
             raise InputError(
                 f"config: {place}.{field}={value}: is for collections, and {config.path} is none; leave it out"
             )
-    if (Path(source) / ABOUT).exists():
+    if prepared_before:
         prepared = open_prepared(Path(source))
         if prepared.single != single:
             made, asked = ("1", "2 or more") if prepared.single else ("2 or more", "1")
@@ -80,8 +84,8 @@ def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> Judged
             )
     else:
         positives_only = config.target == "label" and not single
-        out = cache / _folder_name(config.path, single, positives_only)
-        prepared = prepare(source, out, single=single, positives_only=positives_only)
+        out = cache / _folder_name(config.path, single, positives_only, config.fields)
+        prepared = prepare(source, out, single=single, positives_only=positives_only, fields=config.fields)
     return RowSource(prepared, config.target, config.path)
 
 
@@ -98,8 +102,9 @@ def _open_judged(place: str, config: SourceConfig, source: str | Path) -> Judged
     )
 
 
-def _folder_name(path: str, single: bool, positives_only: bool) -> str:
+def _folder_name(path: str, single: bool, positives_only: bool, fields: Mapping[str, str]) -> str:
     """A name that shows the path, and differs where the path or the way of preparing does."""
     shown = re.sub(r"[^A-Za-z0-9]+", "-", path).strip("-")[-40:]
-    key = json.dumps([path if "://" in path else os.path.abspath(path), single, positives_only])
+    way = [single, positives_only, *([dict(fields)] if fields else [])]
+    key = json.dumps([path if "://" in path else os.path.abspath(path), *way])
     return f"{shown}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

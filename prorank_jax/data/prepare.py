@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from prorank_jax.atomic import alone, write_atomically, writing
 from prorank_jax.data.by_query import ScatteredQuery, consecutive, in_order, query_of
-from prorank_jax.data.files import HUB, Row, find_files, read_rows
+from prorank_jax.data.files import HUB, NONE, Row, find_files, read_rows
 from prorank_jax.data.prepared import ABOUT, VERSION, PreparedFolder, Record, Shard, open_prepared, read_about
 from prorank_jax.data.repeats import Repeats
 from prorank_jax.errors import InputError
@@ -43,6 +43,7 @@ def prepare(
     *,
     single: bool,
     positives_only: bool,
+    fields: Mapping[str, str] = NONE,
     remedy: str = "name another folder in data.cache",
 ) -> PreparedFolder:
     """Prepares rows into the folder `out`, unless it was done before from the same files and in the same way.
@@ -54,6 +55,7 @@ def prepare(
       single: make a group of each document alone, for losses that learn from single pairs.
       positives_only: skip the groups without a relevant document, from which a ranking loss of labels learns nothing;
         they are counted in one warning.
+      fields: as `files.read_fields`.
       remedy: what to do where `out` cannot be written, for the message.
 
     Raises:
@@ -65,6 +67,7 @@ def prepare(
         "grouping": _GROUPING,
         "single": single,
         "positives_only": positives_only,
+        "fields": dict(fields),
         "files": [_fingerprint(file, on_hub=str(path).startswith(HUB)) for file in files],
     }
     with writing(out, remedy):
@@ -73,21 +76,23 @@ def prepare(
             if (about := read_about(out)) is not None and about["made_of"] == made_of:
                 return open_prepared(out)
             (out / ABOUT).unlink(missing_ok=True)
-            prepared = _prepare(path, out, single, positives_only)
+            prepared = _prepare(path, fields, out, single, positives_only)
             about = asdict(prepared) | {"made_of": made_of}
             del about["folder"]
             write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
             return prepared
 
 
-def _prepare(path: str | Path, out: Path, single: bool, positives_only: bool) -> PreparedFolder:
+def _prepare(
+    path: str | Path, fields: Mapping[str, str], out: Path, single: bool, positives_only: bool
+) -> PreparedFolder:
     _empty(out)
     try:
-        return _write(path, consecutive(read_rows(path)), out, single, positives_only)
+        return _write(path, consecutive(read_rows(path, fields)), out, single, positives_only)
     except ScatteredQuery:
         _empty(out)
     with TemporaryDirectory(dir=out, prefix=_WAITING) as waiting:
-        rows = in_order(noted(read_rows(path), str(path), "rows read"), Path(waiting))
+        rows = in_order(noted(read_rows(path, fields), str(path), "rows read"), Path(waiting))
         return _write(path, rows, out, single, positives_only)
 
 
@@ -119,6 +124,12 @@ def _write(path: str | Path, rows: Iterable[Row], out: Path, single: bool, posit
             "one, or learn from scores (data.target; in `prorank data prepare`, --for-scores)"
         )
     tally.repeats.warn(str(path), "queries")
+    if tally.lowest_label > 0:
+        _log.warning(
+            "%s: none of its %d rows has a document that is not relevant (a label of 0 or less): the warmup needs both "
+            "kinds, and losses that compare documents learn nothing from equal labels; add some (`prorank data mine`)",
+            *(path, tally.rows),
+        )
     if tally.skipped:
         _log.warning(
             "%s: %d of %d groups have no relevant document and are skipped",

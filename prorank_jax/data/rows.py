@@ -4,14 +4,19 @@
     triples    {"query": "...", "pos": ["..."], "neg": ["..."]}                      "pos_scores" and "neg_scores" too
     listwise   {"query": "...", "documents": ["...", "..."], "scores": [2.5, -1]}    or "labels", or both
 
-Each may have an `instruction`. A text or a number may stand for a list of one, and null for what is left out.
+Each may have an `instruction`. A text or a number may stand for a list of one, and null for what is left out. A
+document is a text, or an object with a text and, if it has one, a `title`. A label may be true or false, or a number in
+quotes. Rows of other trainers become these in `layouts.py`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
+from prorank_jax.config import RowField
+from prorank_jax.data.beir_files import full_text
 from prorank_jax.data.lines import shown
 from prorank_jax.errors import InputError
 
@@ -26,10 +31,12 @@ _BESIDE: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     ("documents",): {"documents": ("labels", "scores")},
 }
 _SHAPE_OF = {field: fields for fields in _BESIDE for field in fields}
-FIELDS = (
-    *("query", "instruction"),
-    *(name for beside in _BESIDE.values() for field, numbers in beside.items() for name in (field, *numbers)),
-)
+DOCUMENTS = tuple(_SHAPE_OF)
+FIELDS: tuple[RowField, ...] = get_args(RowField)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+_LABELS = ("label", "labels")
+_TEXTS = ("text", "contents", "content", "segment", "body", "passage")
+"""What the text of a document is called in its object; the first that is there counts."""
 
 
 def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -41,7 +48,10 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     given = [name for name in _SHAPE_OF if row.get(name) is not None]
     if not given or row.get("query") is None:
         missing = "query" if row.get("query") is None else "document"
-        raise InputError(f"{place}: no field {missing!r}; a row has {SHAPES}")
+        raise InputError(
+            f"{place}: no field {missing!r}; a row has {SHAPES}, and this one has "
+            f"{', '.join(row) or 'nothing'}; name its fields in data.fields"
+        )
     fields = _SHAPE_OF[given[0]]
     if others := [name for name in given if name not in fields]:
         raise InputError(f"{place}: both {given[0]} and {others[0]}; a row has {SHAPES}")
@@ -113,14 +123,23 @@ def one_for_each(place: str, name: str, value: Any, field: str, count: int) -> l
 
 
 def _text(place: str, name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        text = next((value[field] for field in _TEXTS if value.get(field) is not None), None)
+        title = value.get("title") or ""
+        if not isinstance(text, str) or not isinstance(title, str):
+            raise InputError(
+                f"{place}: {name}={shown(value)} is no document; write a string, or an object with the strings "
+                "`text` and, if it has one, `title`"
+            )
+        return full_text(title, text)
     if not isinstance(value, str):
         raise InputError(f"{place}: {name}={shown(value)} is not a string; write it in quotes")
     return value
 
 
 def _texts(place: str, name: str, value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
+    if isinstance(value, str | Mapping):
+        return [_text(place, name, value)]
     if not isinstance(value, list):
         raise InputError(f"{place}: {name}={shown(value)} is not a list; write a list of strings")
     return [_text(place, f"{name}[{i}]", text) for i, text in enumerate(value)]
@@ -129,14 +148,27 @@ def _texts(place: str, name: str, value: Any) -> list[str]:
 def _numbers(place: str, name: str, value: Any, field: str, count: int) -> list[float]:
     values = one_for_each(place, name, value, field, count)
     if value is values:
-        return [_number(place, f"{name}[{i}]", number) for i, number in enumerate(values)]
+        return [_number(place, name, number, f"[{i}]") for i, number in enumerate(values)]
     return [_number(place, name, value)]
 
 
-def _number(place: str, name: str, value: Any) -> float:
+def _number(place: str, name: str, value: Any, index: str = "") -> float:
+    if name in _LABELS:
+        value = _label(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{place}: {name}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
+        raise InputError(f"{place}: {name}{index}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
     # Not `math.isfinite`, which fails on whole numbers above all floats; NaN is below nothing.
     if not abs(value) <= _LARGEST:
-        raise InputError(f"{place}: {name}={shown(value)} is not finite in 32 bits; mend it or leave the row out")
+        raise InputError(
+            f"{place}: {name}{index}={shown(value)} is not finite in 32 bits; mend it or leave the row out"
+        )
+    return value
+
+
+def _label(value: Any) -> Any:
+    """A label as the number that it means: true -> 1, "0" -> 0; all else as it is."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
     return value
