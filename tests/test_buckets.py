@@ -155,7 +155,8 @@ def test_rows_are_read_from_a_bucket(
     cloud.put(bucket, "rows/b.jsonl", b'{"query": "where"}\n')
     told = refused("data", "prepare", f"gs://{bucket}/rows", "--out", tmp_path / "rows")
     assert told.endswith(
-        "b.jsonl:1: no field 'document'; a row has query and document, query, pos and neg, or query and documents"
+        "b.jsonl:1: no field 'document'; a row has query and document, query, pos and neg, or query and documents, and "
+        "this one has query; name its fields in data.fields"
     )
 
 

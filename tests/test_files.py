@@ -23,7 +23,7 @@ TRIPLES = [
 LISTWISE = [{"query": "q", "documents": ["a", "b", "c"], "scores": [2.5, 0, -1]}]
 SHAPES = "a row has query and document, query, pos and neg, or query and documents"
 
-NAME_THEM = "say what they are in data.fields"
+NAME_THEM = "name its fields in data.fields"
 SCORED = "data.fields, or get scores with prorank data score"
 DOCUMENT = "write a string, or an object with the strings `text` and, if it has one, `title`"
 
@@ -167,11 +167,11 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
     ("row", "message"),
     [
         ("[1]", f"[1] is not a JSON object; write rows of {SHAPES.removeprefix('a row has ')}"),
-        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}, this one document, label; {NAME_THEM}"),
-        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}, this one query, text; {NAME_THEM}"),
+        ({"document": "a", "label": 1}, f"no field 'query'; {SHAPES}, and this one has document, label; {NAME_THEM}"),
+        ({"query": "q", "text": "a"}, f"no field 'document'; {SHAPES}, and this one has query, text; {NAME_THEM}"),
         (
             {"query": "q", "document": None, "label": 1},
-            f"no field 'document'; {SHAPES}, this one query, document, label; {NAME_THEM}",
+            f"no field 'document'; {SHAPES}, and this one has query, document, label; {NAME_THEM}",
         ),
         (
             {"query": "q", "document": "a"},

@@ -221,8 +221,8 @@ def test_fields_are_read_as_the_configuration_names_them(tmp_path: Path, row: An
         (
             {"prompt": "q", "completion": "a"},
             {},
-            "no field 'query'; a row has query and document, query, pos and neg, or query and documents, this one "
-            "prompt, completion; say what they are in data.fields",
+            "no field 'query'; a row has query and document, query, pos and neg, or query and documents, and "
+            "this one has prompt, completion; name its fields in data.fields",
         ),
         # An answer of a question is no positive where there are such.
         (
@@ -281,7 +281,7 @@ def test_what_is_not_known_is_refused_with_its_line(tmp_path: Path, row: Any, fi
 def test_an_unknown_layout_of_parquet_is_refused_with_its_columns(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "completion": ["a"]}), tmp_path / "rows.parquet")
     assert "rows.parquet:1: no field 'query'; " in (told := refusal(tmp_path / "rows.parquet"))
-    assert told.endswith("this one prompt, completion; say what they are in data.fields")
+    assert told.endswith("this one has prompt, completion; name its fields in data.fields")
 
 
 def test_fields_of_a_configuration_are_checked():

@@ -20,6 +20,9 @@ class Repeats:
     def kept(self, documents: Sequence[str], labels: Sequence[float]) -> list[int]:
         """Positions of the documents that are kept: of equal ones, whitespace around them aside, the first of those
         with the highest label."""
+        self.seen += 1
+        if len(documents) == 1:
+            return [0]
         best: dict[str, int] = {}
         contradicting = False
         for position, document in enumerate(documents):
@@ -27,7 +30,6 @@ class Repeats:
             contradicting |= (labels[position] > 0) != (labels[other] > 0)
             if labels[position] > labels[other]:
                 best[document.strip()] = position
-        self.seen += 1
         if len(best) < len(documents):
             self.contradicting += contradicting
             self.repeating += not contradicting

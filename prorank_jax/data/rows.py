@@ -49,8 +49,8 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     if not given or row.get("query") is None:
         missing = "query" if row.get("query") is None else "document"
         raise InputError(
-            f"{place}: no field {missing!r}; a row has {SHAPES}, this one {', '.join(row) or 'nothing'}; "
-            "say what they are in data.fields"
+            f"{place}: no field {missing!r}; a row has {SHAPES}, and this one has "
+            f"{', '.join(row) or 'nothing'}; name its fields in data.fields"
         )
     fields = _SHAPE_OF[given[0]]
     if others := [name for name in given if name not in fields]:
