@@ -15,6 +15,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from prorank_jax.atomic import writing
 from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
+from prorank_jax.model.weights import refuse_adapter
 from prorank_jax.run_lock import locked
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.storage import Place, absolute, exists, write_text
@@ -107,7 +109,7 @@ def find_checkpoint(path: Place) -> tuple[Place, SavedStep]:
     of its stages that has one.
 
     Raises:
-      InputError: no run folder there, or no such finished step.
+      InputError: no run folder there (an adapter of another tool's training is named), or no such finished step.
     """
     lying = absolute(path)
     above = (lying, *lying.parents)[:4]
@@ -115,6 +117,7 @@ def find_checkpoint(path: Place) -> tuple[Place, SavedStep]:
     named = () if run is None else lying.relative_to(run).parts
     shape_is_known = len(named) <= 3 and named[:1] in ((), *((stage,) for stage in STAGES))
     if run is None or not shape_is_known or named[1:2] not in ((), (CHECKPOINTS,)):
+        refuse_adapter(Path(os.fspath(lying)))
         raise InputError(
             f"{path}: not a checkpoint of a run; give a run folder (with {CONFIG_FILE}), "
             f"or RUN/score/{CHECKPOINTS}/STEP"

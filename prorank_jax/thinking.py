@@ -16,7 +16,7 @@ TAIL = 60
 
 # <think>, <|think|>, <|begin_of_thought|>, <|START_THINKING|>, [THINK], <seed:think>, and what closes them.
 _TAG = re.compile(
-    r"(?P<left><\|?|\[|◁)(?P<slash>/?)(?P<bar>\|?)(?P<name>(?:\w+[:_])*(?:think(?:ing)?|thoughts?|reason(?:ing)?)(?:_\w+)?)"
+    r"(?P<left><\|?|\[|◁)(?P<slash>/?)\|?(?P<name>(?:\w+[:_])*(?:think(?:ing)?|thoughts?|reason(?:ing)?)(?:_\w+)?)"
     r"(?P<right>/?\|?>|\]|▷)",
     re.IGNORECASE,
 )

@@ -381,3 +381,22 @@ def test_demo_prints_a_table_and_writes_its_cells(
     before = (workdir / "world" / "train" / "corpus.jsonl").read_bytes()
     assert "made with another configuration (seed: 1 -> 0)" in refused("demo", "--workdir", workdir)
     assert (workdir / "world" / "train" / "corpus.jsonl").read_bytes() == before
+
+
+def test_an_adapter_alone_is_named_by_every_verb(
+    shared: Path, tiny_collection: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    adapter, data, out = shared / "trials" / "13-adapter-folder", tiny_collection / "train", tmp_path / "out"
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {{base: {adapter}}}\ndata: {{path: {data}}}\nwarmup: {{steps: 1}}\n")
+    for command in (
+        ("rerank", adapter, __file__, "--query", "q"),
+        ("evaluate", adapter, "--data", tiny_collection / "test", "--out", out),
+        ("serve", adapter, "--port", 0),
+        ("train", config, "--workdir", out),
+        ("export", adapter, out),
+    ):
+        assert refused(*command).startswith(
+            f"{adapter}: an adapter without its base model Qwen/Qwen2.5-0.5B-Instruct; "
+        )
+    assert not out.exists()

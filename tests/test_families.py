@@ -127,7 +127,7 @@ def test_logits_equal_torch_before_and_after_an_export(name: str, tmp_path: Path
         np.testing.assert_array_equal(torch_logits(exported, tokens, real)[0], theirs)
 
 
-BARE = {
+BARE: dict[str, Any] = {
     **{"model_type": "llama", "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6},
     **{"intermediate_size": 72, "num_key_value_heads": 2},
 }
@@ -380,7 +380,8 @@ def test_an_unknown_field_that_could_change_a_logit_is_refused(name: str, value:
 def test_a_base_model_is_read_where_it_is_tied() -> None:
     """As sentence-transformers saves an embedding model; transformers reads the language model of it."""
     for family, other in FAMILIES.items():
-        bare = BARE | {"model_type": family, "architectures": [other.base], "tie_word_embeddings": True}
+        written = {"model_type": family, "architectures": [other.base], "tie_word_embeddings": True}
+        bare: dict[str, Any] = BARE | written
         assert decoder_config(bare, "f").tied
         assert AutoModel.from_config(AutoConfig.for_model(**bare)).__class__.__name__ == other.base
         with pytest.raises(InputError, match=rf"^f: architectures=\['{other.base}'\] is not supported; only"):

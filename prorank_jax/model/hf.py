@@ -223,7 +223,8 @@ def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None
             f"{len(weights.shapes)} tensors; they disagree"
         )
     expected = {name: entry.theirs for entry in table for name in entry.names(c.layers)}
-    weights.rename(lambda name: _as_expected(name, {*expected, UNEMBEDDING}))
+    names = {*expected, UNEMBEDDING}
+    weights.rename(lambda name: _as_expected(name, names))
     heads = []
     for name, shape in weights.shapes.items():
         if name in expected:
