@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from prorank_jax.errors import InputError
+from prorank_jax.relevance import NotFinite, finite
 from prorank_jax.serving.meters import Meters
 
 Pair = tuple[str, str]
@@ -218,10 +219,11 @@ class Batcher:
             self._pairs_per_second = _MEMORY * old + (1 - _MEMORY) * speed
 
     def _scores(self, pairs: list[Pair], instruction: str | None) -> np.ndarray:
-        scores = self._predictor.predict(pairs, instruction=instruction)
-        if not np.isfinite(scores).all():
-            raise FloatingPointError("the model gives a score that is not finite")
-        return scores
+        try:
+            return finite(self._predictor.predict(pairs, instruction=instruction), lambda place: f"pair {place}")
+        except NotFinite:
+            # No fault of the request, whose texts are not for the log.
+            raise FloatingPointError("the model gives a score that is not finite") from None
 
     def _failed(self, shares: list[Share], error: Exception) -> None:
         """Computes alone what could not be computed together, so that one request cannot fail another."""
