@@ -4,8 +4,8 @@
     for hit in reranker.rank(query, documents, top_k=3):
         print(hit.score, hit.document)
 
-What the prompts of a query share is computed once (`scoring/shared.py`), and what is compiled is kept for the next
-process. On a CPU a pair's score is the same, bit for bit, whatever is scored at the same time.
+What the prompts of a query share is computed once (`scoring/shared.py`). On a CPU a pair's score is the same, bit for
+bit, whatever is scored at the same time. `prorank_jax.keep_compiled()` keeps what is compiled for the next process.
 """
 
 import dataclasses
@@ -34,7 +34,6 @@ from prorank_jax.model.long_attention import kernel_for, scoring_kernel
 from prorank_jax.progress import progress, tell
 from prorank_jax.prompt import KnownDocuments, Prompt, PromptParts, load_prompt
 from prorank_jax.relevance import finite, probabilities
-from prorank_jax.runtime.compiled import keep_compiled
 from prorank_jax.runtime.memory import free_bytes
 from prorank_jax.runtime.mesh import largest, make_mesh, mesh_of, shardings
 from prorank_jax.scoring.shapes import every_shape
@@ -119,7 +118,6 @@ class Reranker:
             mesh = make_mesh(MeshConfig(fsdp=fsdp))
         elif fsdp != 1:
             raise InputError(f"fsdp={fsdp}: has no meaning with a mesh, which says it; leave it out")
-        keep_compiled()
         pretrained = load_pretrained(source, dtype, partial(shardings, mesh))
         limit = pretrained.config.max_positions
         config = PromptConfig(order=cast(Order | None, order))
