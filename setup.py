@@ -12,7 +12,6 @@ if VERSION is None:
 
 # `.ci/lowest` tests the lower bounds. None has a flaw that is in .ci/advisories.txt.
 CORE = [
-    "absl-py>=2.1.0",
     # Stems decide what BM25 finds; 3.0 has others.
     "PyStemmer>=3.1.0",
     "array_record>=0.8.1",

@@ -72,7 +72,7 @@ def measured(way: str, width: int, fusion: bool) -> dict[str, float]:
 def start(way: str, width: int, fusion: bool, folder: Path) -> Start:
     """Measures in a process of its own, whose compiled functions lie in `folder`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
-    environment["NUMBA_CACHE_DIR" if way == "ranx" else "PRORANK_CACHE"] = str(folder)
+    environment["NUMBA_CACHE_DIR"] = str(folder)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     command = [sys.executable, __file__, "--process", way, str(width), *(["--fusion"] if fusion else [])]

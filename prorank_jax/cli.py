@@ -4,14 +4,16 @@ Imports stand inside the verbs, so that `prorank --help` answers at once.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prorank_jax.cache import cache_folder
 from prorank_jax.cli_data import data_app
-from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb
+from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb, load_reranker
 from prorank_jax.cli_rerank import rerank
 from prorank_jax.cli_serve import serve
 from prorank_jax.errors import PREEMPTED, InputError, Preempted
@@ -202,7 +204,7 @@ def evaluate(
     target = default_out(named, suite, jobs, single) if out is None else place(out)
 
     def load(model: Model) -> Reranker:
-        return Reranker.from_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
+        return load_reranker(model.source, dtype, max_length, order, fsdp)
 
     def check(model: Model) -> None:
         Reranker.check_pretrained(model.source, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
@@ -260,7 +262,14 @@ def doctor(
 
 def main() -> None:
     """Runs the command line; bad input is one line on standard error and exit status 2."""
-    logging.basicConfig(format="prorank: %(message)s", level=logging.WARNING)
+    lines = logging.StreamHandler()
+    # Orbax warns of what is ordinary here (leftovers of a killed run, hosts without a part of the data), and logs the
+    # traces of what it raises; by absl, as other libraries do.
+    lines.addFilter(lambda record: record.name != "absl" or record.levelno >= logging.CRITICAL)
+    logging.basicConfig(format="prorank: %(message)s", level=logging.WARNING, handlers=[lines])
+    # What ranx's compiler keeps, and a folder that ranx makes when it is imported.
+    for variable, folder in (("NUMBA_CACHE_DIR", "numba"), ("IR_DATASETS_HOME", "ir_datasets")):
+        os.environ.setdefault(variable, str(cache_folder() / folder))
     sys.exit(_status(_called))
 
 

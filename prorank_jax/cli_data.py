@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb
+from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Order, help_without_a_verb, load_reranker
 from prorank_jax.errors import InputError
 
 Fields = Annotated[
@@ -166,14 +166,13 @@ def data_score(
 ) -> None:
     """Write a teacher's scores beside the documents of files of rows."""
     from prorank_jax.data.jsonl import check_out
-    from prorank_jax.reranker import Reranker
     from prorank_jax.storage import local
     from prorank_jax.teacher import score_file
 
     file = local(out, "--out")
     check_out(file)
     named = _fields(files, fields)
-    reranker = Reranker.from_pretrained(teacher, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
+    reranker = load_reranker(teacher, dtype, max_length, order, fsdp)
     done = score_file(reranker, files, file, batch_size=batch, fields=named, show_progress=True)
     went_on = f", {done.found} of them scored before" if done.found else ""
     print(f"{done.rows} rows, {done.documents} documents{went_on}: {out}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order
+from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order, load_reranker
 from prorank_jax.errors import InputError
 
 _DEPTH = 100
@@ -77,7 +77,7 @@ def rerank(
     form = {TEXT: text_form, JSONL: json_form(with_documents), TREC: trec_form(tag)}[writes]
 
     def load() -> Reranker:
-        return Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
+        return load_reranker(model, dtype, max_length, order, fsdp)
 
     if data is not None:
         from prorank_jax.data.candidates import candidates

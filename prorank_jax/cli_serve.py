@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order
+from prorank_jax.cli_options import Dtype, Fsdp, MaxLength, Model, Order, load_reranker
 from prorank_jax.errors import InputError
 
 
@@ -35,10 +35,7 @@ def serve(
         raise InputError(
             f"prorank serve: needs {error.name}, which is not installed; run: pip install 'prorank_jax[serve]'"
         ) from None
-    from prorank_jax.reranker import Reranker
-
     limits = Limits(max_documents, max_body * MIB, max_held * MIB, max_queue, batch)
     serving = Serving(name or name_of(model), limits, key_of_environment(), warm_up, graceful_timeout)
     with bind(host, port) as bound:
-        reranker = Reranker.from_pretrained(model, dtype=dtype, max_length=max_length, order=order, fsdp=fsdp)
-        run(reranker, bound, serving)
+        run(load_reranker(model, dtype, max_length, order, fsdp), bound, serving)

@@ -6,7 +6,6 @@ each pair is to tokenise what fills the slots, to cut that to the length, and to
 
 import dataclasses
 import logging
-import os
 import re
 from array import array
 from collections.abc import Iterable, Sequence
@@ -213,22 +212,23 @@ class KnownDocuments:
             self._room += len(self._ids.pop(next(iter(self._ids))))
 
 
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """transformers says at import that it found no PyTorch, which is as it should be here."""
+    return not record.getMessage().startswith("PyTorch was not found")
+
+
 def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a model folder or a Hugging Face hub id; remote code is never run.
 
     Raises:
       InputError: there is none, or it is not a fast tokenizer (`tokenizer.json`).
     """
-    # transformers says at import that it found no PyTorch, which is as it should be here.
-    silenced = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    logger = logging.getLogger("transformers")
+    logger.addFilter(_is_no_advice)
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
     finally:
-        if silenced is None:
-            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
-        else:
-            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = silenced
+        logger.removeFilter(_is_no_advice)
     folder = Path(folder_or_id)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: has no tokenizer.json; copy the base model's tokenizer files into it")

@@ -4,8 +4,8 @@
     for hit in reranker.rank(query, documents, top_k=3):
         print(hit.score, hit.document)
 
-What the prompts of a query share is computed once (`scoring/shared.py`), and what is compiled is kept for the next
-process. On a CPU a pair's score is the same, bit for bit, whatever is scored at the same time.
+What the prompts of a query share is computed once (`scoring/shared.py`). On a CPU a pair's score is the same, bit for
+bit, whatever is scored at the same time. `prorank_jax.keep_compiled()` keeps what is compiled for the next process.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from prorank_jax.model.hf import ModelFolder, check_weights, load_pretrained, re
 from prorank_jax.model.long_attention import kernel_for, scoring_kernel
 from prorank_jax.progress import progress, tell
 from prorank_jax.prompt import KnownDocuments, Prompt, PromptParts, load_prompt
-from prorank_jax.runtime.compiled import keep_compiled
+from prorank_jax.relevance import finite, probabilities
 from prorank_jax.runtime.memory import free_bytes
 from prorank_jax.runtime.mesh import largest, make_mesh, mesh_of, shardings
 from prorank_jax.scoring.shapes import every_shape
@@ -112,7 +112,6 @@ class Reranker:
           InputError: the folder cannot be loaded, the prompt does not fit, or `fsdp` does not divide the devices.
         """
         mesh = _mesh(dtype, order, fsdp, mesh)
-        keep_compiled()
         pretrained = load_pretrained(source, dtype, partial(shardings, mesh))
         prompt = _prompt(pretrained, source, max_length, order)
         decoder = Decoder(pretrained.config, jnp.dtype(dtype), kernel=kernel_for(mesh))
@@ -176,19 +175,21 @@ class Reranker:
           show_progress: a progress bar on a terminal, plain lines elsewhere, on standard error.
 
         Raises:
-          InputError: a pair is not one, or the template has no place for an instruction.
+          InputError: a pair is not one, the template has no place for an instruction, or a score is not finite: names
+            the pair.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size}: use 1 or more, or leave it out")
         texts = [_texts(number, pair) for number, pair in enumerate(pairs)]
         chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
-        found = [np.empty(0, np.float32)]
+        found, done = [np.empty(0, np.float32)], 0
         with progress("reranking", len(pairs), show_progress) as advance:
             for scores in self.predict_chunks(chunks, instruction=instruction, batch_size=batch_size):
-                found.append(scores)
+                found.append(finite(scores, lambda number: _named(number, texts[number]), first=done))
+                done += len(scores)
                 advance(len(scores))
         scores = np.concatenate(found)
-        return 1 / (1 + np.exp(-scores)) if normalize else scores
+        return probabilities(scores).astype(np.float32) if normalize else scores
 
     def predict_chunks(
         self,
@@ -200,10 +201,11 @@ class Reranker:
         """Scores of each chunk of pairs, float32 [its length], in their order.
 
         The next chunk is read and tokenised by another thread while one is computed. What the pairs of a query share is
-        computed once in each chunk.
+        computed once in each chunk. Who asks names the pairs, and refuses those whose score is not finite
+        (`relevance.finite`).
 
         Raises:
-          InputError: as `predict`.
+          InputError: the template has no place for an instruction.
         """
         for scores, _ in self._counted_chunks(chunks, instruction, batch_size):
             yield scores
@@ -217,7 +219,7 @@ class Reranker:
         prompts of a query share counts for each of them.
 
         Raises:
-          InputError: as `predict`.
+          InputError: as `predict_chunks`; of scores that are not finite, too, the caller decides.
         """
         chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
         empty = np.empty(0, np.float32), np.empty(0, np.int64)
@@ -403,6 +405,11 @@ def text_of(document: Document) -> str:
         if isinstance(title, str) and isinstance(text, str):
             return full_text(title, text)
     raise InputError(f"document {str(document)[:60]!r}: use a string, or a mapping with the strings `text` and `title`")
+
+
+def _named(number: int, pair: tuple[str, str]) -> str:
+    query, document = (text[:60] for text in pair)
+    return f"pair {number}, query {query!r} and document {document!r}: the score"
 
 
 def _texts(number: int, pair: tuple[str, Document]) -> tuple[str, str]:

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from prorank_jax.cross_encoder import LOGIT_SCORE
 from prorank_jax.data.files import NONE, find_files
 from prorank_jax.data.jsonl import Row, check_out, encode_rows, read_rows
@@ -20,10 +18,12 @@ from prorank_jax.data.rows import shape_of
 from prorank_jax.errors import InputError
 from prorank_jax.progress import progress
 from prorank_jax.prompt import Prompt
+from prorank_jax.relevance import NotFinite, finite
 from prorank_jax.reranker import Reranker
 
 _CHUNK = 1024
 """Documents of a chunk at least, where the rows last."""
+_REMEDY = "use --dtype float32, or another teacher"
 _ANSWERS = (("0", "1"), ("no", "yes"), ("false", "true"))
 _WORD = re.compile(r"\w+")
 
@@ -164,8 +164,17 @@ def _scored(teacher: Reranker, chunk: Sequence[Placed], batch_size: int | None) 
     for instruction, numbers in by_instruction.items():
         documents = [_documents(chunk[number][1], chunk[number][0]) for number in numbers]
         pairs = [(chunk[n][1]["query"], text) for n, texts in zip(numbers, documents, strict=True) for text in texts]
+        names = [
+            f"{chunk[n][0]}: the teacher's score of document {place} of the line"
+            for n, texts in zip(numbers, documents, strict=True)
+            for place in range(1, len(texts) + 1)
+        ]
         try:
-            found = teacher.predict(pairs, instruction=instruction, batch_size=batch_size)
+            found = finite(
+                teacher.predict(pairs, instruction=instruction, batch_size=batch_size), names.__getitem__, _REMEDY
+            )
+        except NotFinite as error:
+            raise NotFinite(names[error.position], error.position, error.value, _REMEDY) from None
         except InputError as error:
             raise InputError(f"{chunk[numbers[0]][0]}: {error}") from None
         # As few digits as give back the same 32 bits.
@@ -173,12 +182,6 @@ def _scored(teacher: Reranker, chunk: Sequence[Placed], batch_size: int | None) 
         for number, texts in zip(numbers, documents, strict=True):
             scores[number] = [next(values) for _ in texts]
     for number, (place, row) in enumerate(chunk):
-        if not np.isfinite(scores[number]).all():
-            position = int(np.argmin(np.isfinite(scores[number])))
-            raise InputError(
-                f"{place}: the teacher's score of document {position + 1} of the line is {scores[number][position]}, "
-                "not a finite number; use --dtype float32, or another teacher"
-            )
         yield _beside(row, place, scores[number])
 
 

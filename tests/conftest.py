@@ -49,6 +49,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Workers that run tests beside one another share the cache of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PRORANK_CACHE"] = _CACHE.name
+    # As the command line has it: ranx is compiled once, by whichever process is first.
+    os.environ["NUMBA_CACHE_DIR"] = os.path.join(_CACHE.name, "numba")
+    os.environ["IR_DATASETS_HOME"] = os.path.join(_CACHE.name, "ir_datasets")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

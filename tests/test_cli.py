@@ -1,6 +1,8 @@
 """The command line: what each verb prints and writes, and one line with exit status 2 for what it cannot take."""
 
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -325,6 +327,23 @@ def test_rerank_without_documents(refused: Callable[..., str], tiny_model: Path,
     assert refused("rerank", tiny_model, path, "--query", "q") == f"{path}: holds no document; write one a line"
     path.write_bytes(b"tea\ncaf\xe9\n")
     assert refused("rerank", tiny_model, path, "--query", "q").startswith(f"{path}:2: byte 4 of the line is not UTF-8")
+
+
+def test_the_command_line_sets_up_its_process(
+    prorank: Prorank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orbax's warnings are not the user's, and what ranx's compiler makes lies in the cache folder."""
+    monkeypatch.setenv("PRORANK_CACHE", str(tmp_path))
+    for name in ("NUMBA_CACHE_DIR", "IR_DATASETS_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    assert prorank("--help")[0] == 0
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "numba")
+    assert os.environ["IR_DATASETS_HOME"] == str(tmp_path / "ir_datasets")
+    for name in ("absl", "ours"):
+        logging.getLogger(name).warning("from %s", name)
+    assert capsys.readouterr().err == "prorank: from ours\n"
 
 
 def test_doctor(prorank: Prorank) -> None:

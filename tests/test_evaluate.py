@@ -37,7 +37,9 @@ def test_reranking_sorts_by_score_and_ties_by_first_stage_rank():
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_refused(score):
-    with pytest.raises(InputError, match="made: the model's score of query 'q' and document 'f' is not a finite"):
+    with pytest.raises(
+        InputError, match=f"made: the model's score of query 'q' and document 'f' is {score}, not a finite"
+    ):
         rerank(FakeReranker({"f": score}), COLLECTION, RUN)
 
 

@@ -345,7 +345,7 @@ def test_what_is_read_ahead_is_bounded_and_ends_with_who_takes_it() -> None:
 
 @pytest.mark.parametrize("score", [np.nan, np.inf])
 def test_a_score_that_is_not_finite(score: float) -> None:
-    with pytest.raises(InputError, match="made:1: the model's score of document 1 is not a finite number"):
+    with pytest.raises(InputError, match=f"made:1: the model's score of document 1 is {score}, not a finite number"):
         list(scored(FakeReranker({"b": score}), made(1)))
 
 

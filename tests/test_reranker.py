@@ -115,6 +115,48 @@ def test_scores_between_0_and_1(reranker: Reranker) -> None:
     np.testing.assert_allclose(np.log(normalized / (1 - normalized)), scores, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_score_between_0_and_1_neither_overflows_nor_ties(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = np.array([-3e38, -100.0, -89.0, 0.0, 89.0, 3e38], np.float32)
+    monkeypatch.setattr(Reranker, "predict_chunks", lambda *_, **__: iter([far]))
+    normalized = reranker.predict([(QUERY, "d")] * len(far), normalize=True)
+    # exp(-89) in 32 bits, where 1 / (1 + exp(89)) would be 1 / inf.
+    np.testing.assert_allclose(normalized, [0, 3.7835e-44, 2.2273e-39, 0.5, 1, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_refused_by_pair(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    """The embedding of one token is spoilt, and one document has it."""
+    plain, ours = ["It serves fish.", "It is cold."], "It serves eels%"
+    ids = {text: set(reranker.prompt.encode(QUERY, text)) for text in (*plain, ours)}
+    [spoilt, *_] = ids[ours] - ids[plain[0]] - ids[plain[1]]
+    embedding = np.array(reranker.params["embedding"])
+    embedding[spoilt] = bad
+    place = reranker.params["embedding"].sharding
+    broken = dataclasses.replace(reranker, params=reranker.params | {"embedding": jax.device_put(embedding, place)})
+    assert [hit.index for hit in broken.rank(QUERY, plain)] == [hit.index for hit in reranker.rank(QUERY, plain)]
+    told = (
+        f"pair {{}}, query {QUERY!r} and document {ours!r}: the score is nan, not a finite number: values in the model "
+        "overflow; use float32, or another checkpoint"
+    )
+    for normalize in (False, True):
+        with pytest.raises(InputError) as refused:
+            broken.predict([(QUERY, plain[0]), (QUERY, ours), (QUERY, ours)], normalize=normalize)
+        assert str(refused.value) == told.format(1)
+    with pytest.raises(InputError) as refused:
+        broken.rank(QUERY, [*plain, {"text": ours}], top_k=1)
+    assert str(refused.value) == told.format(2)
+    # In whatever chunk of the pairs it is.
+    monkeypatch.setattr("prorank_jax.reranker._CHUNK", 2)
+    with pytest.raises(InputError) as refused:
+        broken.predict([(QUERY, text) for text in (*plain, plain[0], ours, *plain)])
+    assert str(refused.value) == told.format(3)
+
+
 def test_documents_may_have_titles(reranker: Reranker) -> None:
     given = [
         {"title": "Lorn", "text": "It serves fish."},

@@ -29,6 +29,7 @@ LAYERS = [
         "checksums",
         "tables",
         "ahead",
+        "relevance",
     ],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
     [

@@ -382,10 +382,27 @@ def test_a_score_that_is_not_finite_is_refused_with_its_line(quick: Quick, tmp_p
     with pytest.raises(InputError) as error:
         score_file(Broken(quick.decoder, quick.params, quick.prompt), source, tmp_path / "out.jsonl")
     assert str(error.value) == (
-        f"{source}:2: the teacher's score of document 3 of the line is {bad}, not a finite number; "
-        "use --dtype float32, or another teacher"
+        f"{source}:2: the teacher's score of document 3 of the line is {bad}, not a finite number: "
+        "values in the model overflow; use --dtype float32, or another teacher"
     )
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_line_of_a_score_that_a_reranker_refuses(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its pairs are of one line after the other, and of chunks of its own."""
+
+    def chunks(self: Reranker, chunks: Any, **_: Any) -> Any:
+        for pairs in chunks:
+            yield np.array([np.inf if document == "bad" else 1.0 for _, document in pairs], np.float32)
+
+    monkeypatch.setattr(Reranker, "predict_chunks", chunks)
+    monkeypatch.setattr("prorank_jax.reranker._CHUNK", 2)
+    rows = [{"query": "q", "pos": ["a", "b"], "neg": ["c"]}, {"query": "r", "pos": ["a"], "neg": ["b", "bad"]}]
+    source = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match=f"{source}:2: the teacher's score of document 3 of the line is inf, not a"):
+        score_file(reranker, source, tmp_path / "out.jsonl")
 
 
 NO_YES, ZERO_ONE, CAT_DOG = (2152, 9693), (15, 16), (4616, 18457)  # of Qwen2.5's tokenizer

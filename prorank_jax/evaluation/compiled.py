@@ -1,24 +1,18 @@
-"""ranx, with what numba compiles for it kept in the package's cache folder.
+"""ranx, one call at a time, and also where numba cannot keep what it compiles.
 
-ranx's functions are compiled on first use, for 10 to 60 seconds. numba keeps the result beside ranx's own files and,
-where those cannot be written, may refuse to import ranx at all. Here the compiled functions lie in `numba` in the cache
-folder, unless `NUMBA_CACHE_DIR` says otherwise, and an evaluation also works where nothing can be kept.
+ranx's functions are compiled on first use, for 10 to 60 seconds. numba keeps the result for later processes: in
+`NUMBA_CACHE_DIR`, which the command line sets to the package's cache folder, or else beside ranx's own files.
 """
 
-import contextlib
 import functools
-import importlib
 import logging
-import os
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from prorank_jax.cache import VARIABLE, cache_folder
+from prorank_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +27,9 @@ def with_ranx(compute: Callable[[ModuleType], Result]) -> Result:
 
     Where a compiled function cannot be kept, because the disk is full, `compute` is called again: what numba has
     compiled stays in memory.
+
+    Raises:
+      InputError: ranx cannot be imported, because a folder that it needs cannot be written.
     """
     from numba.core.errors import NumbaTypeSafetyWarning
 
@@ -49,75 +46,29 @@ def with_ranx(compute: Callable[[ModuleType], Result]) -> Result:
         return compute(ranx)
 
 
-@functools.cache
 def _ranx() -> ModuleType:
-    chosen = "NUMBA_CACHE_DIR" in os.environ
-    with _Later.standing_in("ir_datasets"), contextlib.nullcontext() if chosen else _kept_in(cache_folder() / "numba"):
+    try:
         import ranx
-    return ranx
-
-
-@contextlib.contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """What is imported meanwhile keeps its compiled functions in the folder; nowhere if it cannot be written."""
-    import numba
-    from numba.core.dispatcher import Dispatcher
-
-    # Both are read when a function is decorated; functions of other libraries stay as they are.
-    config: Any = numba.config
-    dispatcher: Any = Dispatcher
-    place, enable = config.CACHE_DIR, dispatcher.enable_caching
-    try:
-        _try_to_write(folder)
-        config.CACHE_DIR = str(folder)
     except OSError as error:
-        _warn(error.strerror)
-        dispatcher.enable_caching = lambda self: None
-    try:
-        yield
-    finally:
-        config.CACHE_DIR, dispatcher.enable_caching = place, enable
-
-
-def _try_to_write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f"{os.getpid()}.tmp"
-    try:
-        probe.write_bytes(bytes(4096))
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-class _Later(ModuleType):
-    """A module that is imported when something in it is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
-
-    @classmethod
-    @contextlib.contextmanager
-    def standing_in(cls, name: str) -> Iterator[None]:
-        """What is imported meanwhile gets the module in this form.
-
-        ranx needs ir_datasets for downloads alone, and that makes a folder in the user's home when it is imported.
-        """
-        if name in sys.modules:
-            yield
-            return
-        sys.modules[name] = cls(name)
-        try:
-            yield
-        finally:
-            del sys.modules[name]
+        # ir_datasets, which ranx needs for downloads alone, makes its folder when it is imported.
+        raise InputError(
+            f"{error.filename}: cannot be made ({error.strerror}), and ranx needs it; set IR_DATASETS_HOME to a folder "
+            "that can be written"
+        ) from None
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        raise InputError(
+            "ranx: no folder for its compiled functions can be written; set NUMBA_CACHE_DIR to one that can"
+        ) from None
+    return ranx
 
 
 @functools.cache
 def _warn(reason: str | None) -> None:
     # Kept calls make it one line a reason.
     _log.warning(
-        "%s: compiled measures cannot be kept (%s) and are compiled in every process; "
-        "set %s to a folder that can be written",
-        cache_folder(),
+        "compiled measures cannot be kept (%s) and are compiled in every process; set NUMBA_CACHE_DIR to a folder that "
+        "can be written",
         reason,
-        VARIABLE,
     )

@@ -5,15 +5,16 @@ nothing outside of it: interrupted work resumes after the last whole chunk, and 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.runs import Run
-from prorank_jax.errors import InputError
 from prorank_jax.evaluation.score_cache import ScoreCache
 from prorank_jax.progress import progress
+from prorank_jax.relevance import finite
 
 CHUNK_TOKENS = 1 << 17
 """Tokens of a chunk at most, unless one query has more: about sixteen batches."""
@@ -108,20 +109,14 @@ def _scored(reranker: PairScorer, collection: Collection, run: Run, instruction:
     for chunk, scores in zip(chunks, reranker.predict_chunks(texts, instruction=instruction), strict=True):
         if scores.shape != (count := sum(len(run[query_id]) for query_id in chunk),):
             raise ValueError(f"the reranker gave scores of shape {scores.shape} for {count} pairs")
-        values = iter(scores.tolist())
-        scored = {query_id: [(document_id, next(values)) for document_id, _ in run[query_id]] for query_id in chunk}
-        if not np.isfinite(scores).all():
-            query_id, document_id = next(
-                (query_id, document_id)
-                for query_id, ranking in scored.items()
-                for document_id, score in ranking
-                if not np.isfinite(score)
-            )
-            raise InputError(
-                f"{collection.name}: the model's score of query {query_id!r} and document {document_id!r} "
-                "is not a finite number; use float32, or another checkpoint"
-            )
-        yield scored
+        values = iter(finite(scores, partial(_named, collection, run, chunk)).tolist())
+        yield {query_id: [(document_id, next(values)) for document_id, _ in run[query_id]] for query_id in chunk}
+
+
+def _named(collection: Collection, run: Run, chunk: Sequence[str], place: int) -> str:
+    named = [(query_id, document_id) for query_id in chunk for document_id, _ in run[query_id]]
+    query_id, document_id = named[place]
+    return f"{collection.name}: the model's score of query {query_id!r} and document {document_id!r}"
 
 
 def _chunks(run: Run, pairs: int) -> Iterator[list[str]]:

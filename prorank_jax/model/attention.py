@@ -6,11 +6,14 @@ of completions shares is read where it lies.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from prorank_jax.model.precision import precision_of
 
 
 class Causal(NamedTuple):
@@ -98,8 +101,9 @@ def attend(
         return split.transpose(0, 2, 3, 1, 4).reshape(B * K, -1, H)
 
     query_RxQxH = to_rows(query_BxLxNxH * scale)
+    product = partial(jnp.einsum, precision=precision_of(query_RxQxH.dtype))
     logits = jnp.concatenate(
-        [jnp.einsum("rqh,rsh->rqs", query_RxQxH, to_rows(key), preferred_element_type=jnp.float32) for key in keys],
+        [product("rqh,rsh->rqs", query_RxQxH, to_rows(key), preferred_element_type=jnp.float32) for key in keys],
         axis=-1,
     ).reshape(B, N, L, -1)
     logits = jnp.where(dense(mask, L)[:, None], soft_cap(logits, cap), jnp.finfo(jnp.float32).min)
@@ -107,7 +111,7 @@ def attend(
     out, start = jnp.zeros_like(query_RxQxH), 0
     for value in values:
         stop = start + value.shape[1]
-        out += jnp.einsum("rqs,rsh->rqh", weights[..., start:stop], to_rows(value))
+        out += product("rqs,rsh->rqh", weights[..., start:stop], to_rows(value))
         start = stop
     return out.reshape(B, N, L, H).transpose(0, 2, 1, 3)
 

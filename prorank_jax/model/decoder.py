@@ -26,6 +26,7 @@ from jax import Array, lax
 from prorank_jax.model.attention import Mask, Rope, dense, rotary_angles, rotate, soft_cap, within_window
 from prorank_jax.model.long_attention import Kernel, attend_by
 from prorank_jax.model.parts import parameter, whole
+from prorank_jax.model.precision import precision_of
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -156,13 +157,14 @@ class Linear(nn.Module):
         kernel = whole(parameter(self, "kernel", init, shape), shape, self.dtype)
         # A product of two matrices, whatever the axes: the gradient of one with more takes a CPU nearly twice as long.
         flat = x.reshape(-1, math.prod(into)).astype(self.dtype)
-        y = flat @ kernel.reshape(math.prod(into), math.prod(self.out)).astype(self.dtype)
+        product = partial(jnp.matmul, precision=precision_of(self.dtype))
+        y = product(flat, kernel.reshape(math.prod(into), math.prod(self.out)).astype(self.dtype))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.out)
             y += bias.reshape(1, -1).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
-            narrow = flat @ self.get_variable("params", "lora_a").astype(self.dtype)
-            y += narrow @ self.get_variable("params", "lora_b").astype(self.dtype)
+            narrow = product(flat, self.get_variable("params", "lora_a").astype(self.dtype))
+            y += product(narrow, self.get_variable("params", "lora_b").astype(self.dtype))
         return y.reshape(*rows, *self.out)
 
 
@@ -375,11 +377,15 @@ class Decoder:
         return hidden
 
     def unembed(self, params: Params, hidden: Array, token_ids: Array | None = None) -> Array:
-        """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows."""
+        """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows.
+
+        Products are of the dtype of `hidden`.
+        """
         table = params[self._unembedding]
         rows = table if token_ids is None else table[token_ids]
         rows = whole(rows.astype(hidden.dtype), (len(rows), self.config.width), hidden.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
+        precision = precision_of(hidden.dtype)
+        logits = jnp.einsum("...d,vd->...v", hidden, rows, precision=precision, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.logit_cap)
 
     def with_whole_tables(self, params: Params) -> Params:

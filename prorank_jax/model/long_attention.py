@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh
 
 from prorank_jax.model.attention import Causal, Mask, attend
+from prorank_jax.model.precision import precision_of, with_precision
 from prorank_jax.model.row_attention import attend_by_rows
 
 Kernel = Literal["plain", "splash", "rows"]
@@ -101,7 +102,8 @@ def attend_long(
             ahead, block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap, interpret=interpret
         )
         segments = splash.SegmentIds(jnp.ones(query.shape[:2], jnp.int32), seen_BxS)
-        out = jax.vmap(attend)(*(heads.transpose(0, 2, 1, 3) for heads in (query, key, value)), segments)
+        precise = with_precision(precision_of(query.dtype), jax.vmap(attend))
+        out = precise(*(heads.transpose(0, 2, 1, 3) for heads in (query, key, value)), segments)
     return out.transpose(0, 2, 1, 3)[:, :L].astype(values[0].dtype)
 
 

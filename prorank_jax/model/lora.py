@@ -12,6 +12,7 @@ from jax import Array
 
 from prorank_jax.config import LoraConfig
 from prorank_jax.model.decoder import DecoderConfig, Params
+from prorank_jax.model.precision import precision_of
 from prorank_jax.model.tensors import put, tensor_table
 
 
@@ -56,6 +57,7 @@ def _attach(params: Params, adapters: Params, scale: float) -> Params:
 def _merge(params: Params, adapters: Params, scale: float) -> Params:
     if "lora_a" in adapters:
         kernel = params["kernel"]
-        added = jnp.einsum("lir,lro->lio", adapters["lora_a"], adapters["lora_b"]) * scale
+        lora_a, lora_b = adapters["lora_a"], adapters["lora_b"]
+        added = jnp.einsum("lir,lro->lio", lora_a, lora_b, precision=precision_of(lora_a.dtype)) * scale
         return params | {"kernel": kernel + added.reshape(kernel.shape)}
     return params | {name: _merge(params[name], value, scale) for name, value in adapters.items()}

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,6 +18,7 @@ import numpy as np
 
 from prorank_jax.errors import InputError
 from prorank_jax.evaluation.rerank import Pairs, PairScorer
+from prorank_jax.relevance import finite
 from prorank_jax.reranker import Hit
 from prorank_jax.reranking.requests import Request
 
@@ -94,7 +96,12 @@ def scored(
             for scores in _predicted(reranker, chunks, request, instruction):
                 values = iter(scores)
                 for answered in begun.popleft():
-                    yield answered, _finite(answered, np.fromiter(values, np.float32, len(answered.texts)))
+                    own = np.fromiter(values, np.float32, len(answered.texts))
+                    yield answered, finite(own, partial(_named, answered))
+
+
+def _named(request: Request, number: int) -> str:
+    return f"{request.place}: the model's score of document {number}"
 
 
 def _hits(request: Request, scores: np.ndarray) -> Iterator[Hit]:
@@ -119,15 +126,6 @@ def _pairs(chunks: Iterable[list[Request]], begun: deque[list[Request]]) -> Iter
     for chunk in chunks:
         begun.append(chunk)
         yield [(request.query, text) for request in chunk for text in request.texts]
-
-
-def _finite(request: Request, scores: np.ndarray) -> np.ndarray:
-    if not np.isfinite(scores).all():
-        raise InputError(
-            f"{request.place}: the model's score of document {int(np.argmin(np.isfinite(scores)))} is not a finite "
-            "number; use float32, or another checkpoint"
-        )
-    return scores
 
 
 class _Reading:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from prorank_jax.checksums import CHECKSUMS, damage, seal
 from prorank_jax.errors import InputError
@@ -31,10 +30,6 @@ State = Any
 MEASURE = "measure.json"
 ASIDE = ".damaged"
 """Behind the name of a step that was set aside."""
-
-# Orbax warns of what is ordinary here (leftovers of a killed run, hosts without a part of the data), and logs the
-# traces of what it raises.
-logging.set_verbosity(logging.FATAL)
 
 
 class Checkpoints:

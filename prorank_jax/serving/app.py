@@ -16,6 +16,7 @@ from fastapi import Body, FastAPI, Request, Response
 
 import prorank_jax
 from prorank_jax.errors import InputError
+from prorank_jax.relevance import probabilities
 from prorank_jax.serving import refusals
 from prorank_jax.serving.access import KeyRequired
 from prorank_jax.serving.answers import Health, Info, ModelList, RerankAnswer, ScoreAnswer, TextResult
@@ -242,14 +243,12 @@ def best(scores: np.ndarray) -> Sequence[int]:
 
 
 def shown(score: np.float32, raw: bool | None) -> float:
-    """A score as it is sent: the sigmoid is taken in float64, where what float32 tells apart stays apart.
+    """A score as it is sent, or the probability that it stands for.
 
     >>> shown(np.float32(0), raw=False)
     0.5
     """
-    value = float(score)
-    # exp of more is infinite.
-    return value if raw else 1 / (1 + math.exp(-max(value, -700.0)))
+    return float(score if raw else probabilities(score))
 
 
 def usage(tokens: int) -> dict[str, int]:

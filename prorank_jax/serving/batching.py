@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from prorank_jax.errors import InputError
+from prorank_jax.relevance import NotFinite, finite
 from prorank_jax.serving.meters import Meters
 
 Pair = tuple[str, str]
@@ -226,10 +227,12 @@ class Batcher:
             self._pairs_per_second = _MEMORY * old + (1 - _MEMORY) * speed
 
     def _computed(self, pairs: list[Pair], instruction: str | None) -> tuple[np.ndarray, np.ndarray]:
-        scores, tokens = self._predictor.predict_counted(pairs, instruction=instruction)
-        if not np.isfinite(scores).all():
-            raise FloatingPointError("the model gives a score that is not finite")
-        return scores, tokens
+        try:
+            scores, tokens = self._predictor.predict_counted(pairs, instruction=instruction)
+            return finite(scores, lambda place: f"pair {place}"), tokens
+        except NotFinite:
+            # No fault of the request, whose texts are not for the log.
+            raise FloatingPointError("the model gives a score that is not finite") from None
 
     def _failed(self, shares: list[Share], error: Exception) -> None:
         """Computes alone what could not be computed together, so that one request cannot fail another."""
