@@ -311,7 +311,7 @@ def test_a_run_file_is_read_once_for_its_bytes(collection: Collection, tmp_path:
     write_run(path, bm25.bm25_run(collection, 20), tag="x")
     expected = candidates(collection, str(path), 20)
     with monkeypatch.context() as patch:
-        patch.setattr("prorank_jax.data.run_table.entries", lambda path: pytest.fail("read again"))
+        patch.setattr("prorank_jax.data.run_candidates.entries", lambda *_: pytest.fail("read again"))
         assert candidates(collection, str(path), 20) == expected
         assert candidates(collection, str(path), 4) == {query: found[:4] for query, found in expected.items()}
     path.write_text(path.read_text().replace(" Q0 d7 ", " Q0 d8x ").replace(" Q0 d8 ", " Q0 d7 ").replace("d8x", "d8"))

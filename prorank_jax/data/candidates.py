@@ -15,7 +15,7 @@ from prorank_jax.data.bm25_index import ANSERINI, BM25, index_identity
 from prorank_jax.data.candidate_cache import cached_table
 from prorank_jax.data.candidate_table import Candidates
 from prorank_jax.data.documents import StoredDocuments
-from prorank_jax.data.run_table import run_table
+from prorank_jax.data.run_candidates import run_candidates
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
 from prorank_jax.storage import fetched, in_bucket
@@ -87,7 +87,7 @@ def _of_bm25(collection: Collection, depth: int, settings: BM25, show_progress: 
 
 def _of_run_file(collection: Collection, path: Path, depth: int) -> Candidates:
     def make(skip: int) -> Iterator[np.ndarray]:
-        yield run_table(path, depth, collection)[skip:]
+        yield run_candidates(path, depth, collection)[skip:]
 
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.candidate_table import NONE, empty_table, table_dtype
 from prorank_jax.data.documents import positions_of
 from prorank_jax.data.lines import shown
-from prorank_jax.data.run_files import Entry, entries
+from prorank_jax.data.run_entries import Entry
+from prorank_jax.data.run_files import entries
 from prorank_jax.data.runs import read_run
 from prorank_jax.errors import InputError
 from prorank_jax.progress import noted
@@ -19,7 +20,7 @@ _AT_A_TIME = 1 << 16
 """Entries that are Python objects at a time."""
 
 
-def run_table(path: Path, depth: int, collection: Collection) -> np.ndarray:
+def run_candidates(path: Path, depth: int, collection: Collection) -> np.ndarray:
     """The candidates that `runs.read_run` gives for a file that can be read twice, of all queries of the collection.
 
     Scores are 32-bit floats where that is what all of them are.
@@ -52,7 +53,7 @@ def _columns(path: Path, collection: Collection) -> list[np.ndarray]:
     """Of the entries of the collection's queries: row of the query, position of the document, score, and rank."""
     row_of = {query_id: row for row, query_id in enumerate(collection.queries)}
     columns: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in (np.int32, np.int32, np.float64, np.int64)]
-    every = noted(entries(path), str(path), "entries read")
+    every = noted(entries(path, collection.split), str(path), "entries read")
     for some in _some(entry for entry in every if entry.query_id in row_of):
         positions = positions_of(collection.documents, (entry.document_id for entry in some))
         if NONE in positions:
