@@ -31,7 +31,7 @@ LAYERS = [
         "ahead",
         "relevance",
     ],
-    ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
+    ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention", "model.precision"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
         *(
