@@ -25,6 +25,7 @@ from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
 from prorank_jax.runtime.training import Watch, open_state
+from prorank_jax.seeds import key
 from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
@@ -82,7 +83,7 @@ def train_warmup(
     optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
     room = Room(preemption)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
-    learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
+    learnt = init_learnt(config.lora, decoder.config, params, key(run.seed, "warmup/adapters"))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
     if done == config.steps:
