@@ -134,11 +134,11 @@ def train_score(
             last = number == config.steps
             measured = config.dev is not None and (last or number % config.dev.every == 0)
             if last or measured or number % config.log_every == 0:
-                watch.catch_up()
+                numbers = watch.catch_up()
                 rate = {"tokens_per_second": tokens / (time.monotonic() - since)}
                 found = {METRIC: measure(state.params)} if measured else {}
-                writer.write(number, metrics | found | rate)
-                divergence.add(number, metrics)
+                writer.write(number, numbers | found | rate)
+                divergence.add(number, numbers)
                 tokens, since = 0, time.monotonic()
             ends = preemption.reached(earlier + number)
             if ends or last or measured or number % config.checkpoint_every == 0:

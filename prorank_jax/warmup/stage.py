@@ -5,7 +5,6 @@ The step is GRPO's (`step.py`) or, to compare with, supervised (`supervised.py`)
 
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -123,10 +122,10 @@ def train_warmup(
                     writer.note(f"  {describe(row)}")
                     shown.write(row)
             if number % config.log_every == 0 or number == config.steps:
-                watch.catch_up()
-                writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
-                divergence.add(number, metrics)
-                if grpo and (explanation := flat.add(jax.device_get(metrics))):
+                numbers = watch.catch_up()
+                writer.write(number, numbers | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                divergence.add(number, numbers)
+                if grpo and (explanation := flat.add(numbers)):
                     writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
             ends = preemption.reached(number)
