@@ -1,6 +1,5 @@
 from collections.abc import Iterable
 
-import jax.numpy as jnp
 import pytest
 
 from prorank_jax.errors import InputError
@@ -15,7 +14,7 @@ def stopped(watch: Divergence, values: Iterable[float], name: str = "loss") -> t
     """The number of the value that ends the run, and what is told."""
     for number, value in enumerate(values, start=1):
         try:
-            watch.add(number, {name: jnp.asarray(value)})
+            watch.add(number, {name: value})
         except InputError as error:
             return number, str(error)
     return None

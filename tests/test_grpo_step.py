@@ -25,6 +25,7 @@ from prorank_jax.model.lora import init_adapters, merged, network
 from prorank_jax.model.prefix import prefill
 from prorank_jax.model.tensors import get, tensor_table
 from prorank_jax.runtime.training import TrainState
+from prorank_jax.seeds import key
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import sample
 from prorank_jax.warmup.step import make_losses, make_step
@@ -150,7 +151,7 @@ def replay(decoder, **fields):
 
 def draw_and_differentiate(decoder, learnt, base, **fields):
     """The mean loss of fresh rollouts, its gradient, the means, and the experience."""
-    keys_P = jax.random.split(jax.random.fold_in(jax.random.key(SEED), 0), P)  # those of a step's number 0
+    keys_P = jax.random.split(jax.random.fold_in(key(SEED, "warmup/rollouts"), 0), P)  # those of a step's number 0
     (total, (means, experience)), gradient = fresh(decoder, **fields)(learnt, base, on_device(prompts()), keys_P)
     weight = means["loss"].weight
     return total / weight, jax.tree.map(lambda leaf: leaf / weight, gradient), means, experience

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from prorank_jax.errors import InputError
@@ -16,7 +14,7 @@ from prorank_jax.runtime.metrics import TIME_FIELDS, MetricsWriter, RowFile, rea
 def _write(folder: Path, steps: range, resume_from: int = 0, scale: float = 1.0) -> None:
     with MetricsWriter(folder, "warmup", 50, resume_from, headline=("reward",)) as writer:
         for step in steps:
-            writer.write(step, {"tokens_per_second": 1e6 / step, "reward": jnp.float32(scale * step), "kl": 0.5})
+            writer.write(step, {"tokens_per_second": 1e6 / step, "reward": scale * step, "kl": 0.5})
 
 
 def _without_time(row: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def _events(folder: Path) -> dict[tuple[str, int], float]:
 
 def test_rows_hold_the_metrics_and_the_time_last(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "score", "score", 20, resume_from=0) as writer:
-        writer.write(10, {"seconds_per_step": 2, "tokens_per_second": 5.0, "loss": jnp.float32(0.5), "n": np.int32(3)})
+        writer.write(10, {"seconds_per_step": 2, "tokens_per_second": 5.0, "loss": 0.5, "n": 3})
         # Readable while the run goes on.
         (line,) = (tmp_path / "score" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
@@ -102,7 +100,7 @@ def test_another_broken_line_is_named(tmp_path: Path, line: str) -> None:
 
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, "score", 10, resume_from=0, headline=("loss",)) as writer:
-        writer.write(10, {"loss": jnp.float32(np.nan), "grad_norm": float("inf"), "learning_rate": 0.1})
+        writer.write(10, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.1})
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert (row["loss"], row["grad_norm"], row["learning_rate"]) == (None, None, 0.1)
     assert ("loss", 10) not in _events(tmp_path)

@@ -18,6 +18,7 @@ from prorank_jax.data.beir import Collection
 from prorank_jax.data.documents import copies
 from prorank_jax.data.jsonl import Row, write_rows
 from prorank_jax.errors import InputError
+from prorank_jax.seeds import sequence
 
 DEPTH = 100
 SAMPLES = ("top", "random")
@@ -48,7 +49,9 @@ class Choice:
         """Positions of the negatives that a row keeps, rising, of `count` that may be taken."""
         if self.sample == "top" or count <= self.negatives:
             return list(range(min(count, self.negatives)))
-        drawn = np.random.default_rng((self.seed, row)).choice(count, self.negatives, replace=False)
+        drawn = np.random.default_rng(sequence(self.seed, "mine/negatives", row)).choice(
+            count, self.negatives, replace=False
+        )
         return sorted(int(position) for position in drawn)
 
 

@@ -15,11 +15,10 @@ import numpy as np
 
 from prorank_jax.data.examples import Example, Group, Source
 from prorank_jax.errors import InputError
+from prorank_jax.seeds import sequence
 
 T = TypeVar("T")
 
-# Keeps the random numbers of the two streams apart.
-_GROUPS, _PAIRS = 0, 1
 TRIES = 1000
 """Groups that are looked through for a document of a kind that a group lacks."""
 
@@ -30,7 +29,7 @@ def groups(sources: Sequence[Source], weights: Sequence[float], seed: int, size:
     def draw(source: Source, index: int, rng: np.random.Generator) -> Group:
         return source.draw(index, rng, size)
 
-    return _mixed(sources, weights, (seed, _GROUPS), draw)
+    return _mixed(sources, weights, partial(sequence, seed, "data/groups"), draw)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def pairs(sources: Sequence[Source], weights: Sequence[float], seed: int) -> Pai
     Raises:
       InputError: here or when a row is asked for: no group in many has a document of the kind that is missing.
     """
-    return Pairs(_mixed(sources, weights, (seed, _PAIRS), _pair))
+    return Pairs(_mixed(sources, weights, partial(sequence, seed, "data/pairs"), _pair))
 
 
 def batches(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
@@ -76,12 +75,12 @@ def batches(make: Callable[[int], T], start: int, stop: int, workers: int) -> Ge
 def _mixed(
     sources: Sequence[Source],
     weights: Sequence[float],
-    seed: tuple[int, int],
+    seeds: Callable[[int], np.random.SeedSequence],
     draw: Callable[[Source, int, np.random.Generator], T],
 ) -> "grain.MapDataset[T]":
     parts = []
     for number, source in enumerate(sources):
-        order, drawn = (int(state) for state in np.random.SeedSequence((*seed, number)).generate_state(2))
+        order, drawn = (int(state) for state in seeds(number).generate_state(2))
         positions = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
         parts.append(positions.random_map(partial(draw, source), seed=drawn))
         # What cannot be drawn from is refused before any work; grain also asks for a first use by one thread alone.

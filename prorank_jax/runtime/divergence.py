@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-import jax
-
 from prorank_jax.errors import InputError
 
 ROWS = 10
@@ -35,13 +33,13 @@ class Divergence:
         for row in rows:
             self._take(row)
 
-    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes what the row of a step says.
 
         Raises:
           InputError: the stage has gone astray; says by what.
         """
-        self._take(jax.device_get({name: metrics[name] for name in ("loss", "kl") if name in metrics}))
+        self._take(metrics)
         if self._growth is not None and len(self._loss) >= 2 * ROWS:
             first, last = max(self._loss[:ROWS]), median(self._loss[-ROWS:])
             if last > self._growth * first:

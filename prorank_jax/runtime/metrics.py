@@ -186,22 +186,20 @@ class MetricsWriter:
         else:
             print(text, file=sys.stderr)
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row and shows its headline.
 
         Args:
-          metrics: numbers or arrays of shape []. `tokens_per_second` is kept among the time fields. What is
-            not finite becomes null, for JSON has no word for it.
+          metrics: `tokens_per_second` is kept among the time fields. What is not finite becomes null, for JSON has
+            no word for it.
         """
         if not self._writes:
             return
-        values = {name: jax.device_get(value) for name, value in metrics.items()}
-        numbers = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
         row: Row = {
             "step": step,
-            **{name: value for name, value in numbers.items() if name not in TIME_FIELDS},
+            **{name: value for name, value in metrics.items() if name not in TIME_FIELDS},
         }
-        row |= {name: numbers[name] for name in TIME_FIELDS if name in numbers}
+        row |= {name: metrics[name] for name in TIME_FIELDS if name in metrics}
         row["seconds"] = round(time.monotonic() - self._start, 3)
         self._rows.write(row)
         self._wait_for_events()

@@ -17,6 +17,8 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import ROWS, abstract, keep_place, mean_gradient, mean_over_devices, on_devices, specs
 
 Metrics = dict[str, Array]
+Numbers = dict[str, float]
+"""Metrics on the host."""
 
 
 class TrainState(NamedTuple):
@@ -109,13 +111,14 @@ def make_gradient_step(
 class Watch:
     """Stops a run at the first step with a metric that is not finite.
 
-    It looks at a step while the next one is computed, so that the device need not wait for it; `catch_up` looks at
-    what is left, before anything of a step is kept.
+    It reads the metrics of a step while the next one is computed, so that the device need not wait; `catch_up` reads
+    those that are left, before anything of a step is kept. Nobody else reads them: each is fetched once.
     """
 
     def __init__(self, stage: str, checkpoints: Checkpoints):
         self._stage, self._checkpoints = stage, checkpoints
         self._unseen: tuple[int, Metrics] | None = None
+        self._last: Numbers = {}
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step that was just started, and looks at those of the step before it.
@@ -126,12 +129,12 @@ class Watch:
         self.catch_up()
         self._unseen = step, metrics
 
-    def catch_up(self) -> None:
-        """Looks at the last step; raises as `add` does."""
+    def catch_up(self) -> Numbers:
+        """The metrics of the last step, read and looked at if they were not yet; raises as `add` does."""
         if self._unseen is None:
-            return
+            return self._last
         (step, metrics), self._unseen = self._unseen, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._last = values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # A reward that is not finite spoils the loss, and the loss the gradient: the cause is told, not its effects.
         causes = [*(name for name in values if name.startswith("rewards/")), "loss", "grad_norm"]
         for name in [name for name in causes if name in values] + [name for name in values if name not in causes]:
@@ -144,3 +147,4 @@ class Watch:
                 saved = self._checkpoints.latest()
                 kept = "no checkpoint was saved yet" if saved is None else f"step {saved} is the last checkpoint"
                 raise InputError(f"{self._stage}: {name} is {values[name]} at step {step}; {kept}; {remedy}")
+        return values

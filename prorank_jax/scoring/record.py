@@ -28,6 +28,7 @@ from prorank_jax.json_text import parse_json
 from prorank_jax.model.decoder import Params
 from prorank_jax.runtime.mesh import largest
 from prorank_jax.runtime.room import GO_ON, Room
+from prorank_jax.seeds import sequence
 from prorank_jax.storage import Place, read_bytes, write_text
 
 SCORES = "scores.jsonl"
@@ -89,7 +90,7 @@ def _held_out(collection: Collection, run: Run, count: int, seed: int) -> list[E
     )
     if not all(kinds):
         return []
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(sequence(seed, "score/record"))
     examples = []
     for label, named in enumerate(kinds):
         chosen = np.sort(rng.choice(len(named), min(count // 2, len(named)), replace=False))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
-import jax
 from jax.sharding import Mesh
 
 from prorank_jax.config import RunConfig, ScoreConfig
@@ -30,6 +29,7 @@ from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batc
 from prorank_jax.scoring.development import METRIC, Development
 from prorank_jax.scoring.layout import choose_layouts, first_fit, split
 from prorank_jax.scoring.step import make_step
+from prorank_jax.seeds import key
 from prorank_jax.storage import Place
 
 _SAMPLE = 16
@@ -87,7 +87,7 @@ def train_score(
     optimizer = make_optimizer(config.optimizer, config.steps)
     room = Room(preemption)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
-    learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
+    learnt = init_learnt(config.lora, decoder.config, params, key(run.seed, "score/adapters"))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
     step = make_step(decoder, prompt.answer_ids, config, optimizer, mesh)
@@ -134,11 +134,11 @@ def train_score(
             last = number == config.steps
             measured = config.dev is not None and (last or number % config.dev.every == 0)
             if last or measured or number % config.log_every == 0:
-                watch.catch_up()
+                numbers = watch.catch_up()
                 rate = {"tokens_per_second": tokens / (time.monotonic() - since)}
                 found = {METRIC: measure(state.params)} if measured else {}
-                writer.write(number, metrics | found | rate)
-                divergence.add(number, metrics)
+                writer.write(number, numbers | found | rate)
+                divergence.add(number, numbers)
                 tokens, since = 0, time.monotonic()
             ends = preemption.reached(earlier + number)
             if ends or last or measured or number % config.checkpoint_every == 0:

@@ -12,6 +12,7 @@ from prorank_jax.data.loader import pad_prompts
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.prefix import prefill
 from prorank_jax.prompt import Prompt
+from prorank_jax.seeds import key
 from prorank_jax.warmup.rewards import AnswerTokens, format_reward, relevance_reward
 from prorank_jax.warmup.rollout import sample
 
@@ -34,7 +35,7 @@ def answer_rates(
     An answer out of format counts as wrong. `labels` is int [len(pairs)], 0 or 1; there is at least one pair.
     """
     prompts = prompt.encode_batch(pairs)
-    keys = jax.random.split(jax.random.key(seed), len(prompts))
+    keys = jax.random.split(key(seed, "warmup/probe"), len(prompts))
     totals = np.zeros(2)
     for start in range(0, len(prompts), _ROWS):
         real = min(_ROWS, len(prompts) - start)

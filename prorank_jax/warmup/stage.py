@@ -5,7 +5,6 @@ The step is GRPO's (`step.py`) or, to compare with, supervised (`supervised.py`)
 
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -25,6 +24,7 @@ from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
 from prorank_jax.runtime.training import Watch, open_state
+from prorank_jax.seeds import key
 from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
@@ -82,7 +82,7 @@ def train_warmup(
     optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
     room = Room(preemption)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
-    learnt = init_learnt(config.lora, decoder.config, params, jax.random.key(run.seed))
+    learnt = init_learnt(config.lora, decoder.config, params, key(run.seed, "warmup/adapters"))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
     if done == config.steps:
@@ -122,10 +122,10 @@ def train_warmup(
                     writer.note(f"  {describe(row)}")
                     shown.write(row)
             if number % config.log_every == 0 or number == config.steps:
-                watch.catch_up()
-                writer.write(number, metrics | {"tokens_per_second": tokens / (time.monotonic() - since)})
-                divergence.add(number, metrics)
-                if grpo and (explanation := flat.add(jax.device_get(metrics))):
+                numbers = watch.catch_up()
+                writer.write(number, numbers | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                divergence.add(number, numbers)
+                if grpo and (explanation := flat.add(numbers)):
                     writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
             ends = preemption.reached(number)

@@ -24,6 +24,7 @@ from prorank_jax.model.lora import network
 from prorank_jax.model.prefix import prefill
 from prorank_jax.runtime.mesh import ROWS, keep_place, mean_gradient, mean_over_devices, on_devices, specs
 from prorank_jax.runtime.training import Metrics, TrainState, descend
+from prorank_jax.seeds import key
 from prorank_jax.warmup.grpo import (
     Mean,
     centred_advantages,
@@ -213,7 +214,7 @@ def make_step(
             (gradient, means), _ = _in_parts(part, experience, config.accumulation)
             return over_devices(gradient, means)
 
-        keys_P = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(batch.labels_P))
+        keys_P = jax.random.split(jax.random.fold_in(key(seed, "warmup/rollouts"), number), len(batch.labels_P))
         mapped = on_devices(mesh, first, (places, base_places, ROWS, ROWS), (places, P(), ROWS))
         gradient, means, experience = mapped(state.params, base, batch, keys_P)
         state, metrics = update(state, gradient, means)
