@@ -12,6 +12,8 @@ from conftest import Prorank
 
 from prorank_jax.data.beir import Collection, read_beir
 from prorank_jax.data.bm25 import bm25_run
+from prorank_jax.data.candidates import open_candidates
+from prorank_jax.data.collections import open_collection
 from prorank_jax.data.false_negatives import Doubt, drop_false_negatives
 from prorank_jax.data.jsonl import read_rows, write_rows
 from prorank_jax.data.mine import Choice, Window, depth_of, mine, parse_ranks
@@ -281,6 +283,8 @@ def test_wrong_options(
     refused: Callable[..., str], tiny_collection: Path, tmp_path: Path, options: list[str], told: str
 ) -> None:
     out = tmp_path / "out.jsonl"
+    # Progress is printed where candidates are retrieved first, which these are not.
+    open_candidates(open_collection(tiny_collection / "train", "train"), "bm25", 100)
     assert told in refused("data", "mine", "--data", tiny_collection / "train", "--out", out, *options)
     assert list(tmp_path.iterdir()) == []
 
