@@ -32,7 +32,7 @@ LAYERS = [
         "relevance",
         "seeds",
     ],
-    ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention"],
+    ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention", "model.precision"],
     [
         *("data.", "runtime.", "model.", "warmup.", "scoring.", "evaluation."),
         *(
