@@ -232,7 +232,7 @@ def test_a_full_disk_costs_one_chunk(tmp_path, monkeypatch):
 def test_a_damaged_score_file_is_refused(tmp_path, content):
     collection, run = many()
     damaged = evaluation(FakeReranker({}), collection, run)
-    damaged.score_file.parent.mkdir(parents=True)
+    damaged.score_file.parent.mkdir(exist_ok=True)
     damaged.score_file.write_bytes(content)
     with pytest.raises(InputError, match=r"\.sqlite: is damaged \(.*\); delete it"):
         damaged.write(tmp_path)
@@ -240,11 +240,13 @@ def test_a_damaged_score_file_is_refused(tmp_path, content):
     damaged.write(tmp_path)
 
 
-def test_a_folder_of_scores_that_cannot_be_made(tmp_path):
+def test_scores_that_cannot_be_kept_are_not_computed(tmp_path):
     (tmp_path / "file").write_text("")
     collection, run = many()
+    reranker = FakeReranker({})
     with pytest.raises(InputError, match=r"file/scores: cannot be written \(Not a directory\); .* PRORANK_CACHE"):
-        evaluation(FakeReranker({}), collection, run, scores=tmp_path / "file" / "scores").write(tmp_path)
+        evaluation(reranker, collection, run, scores=tmp_path / "file" / "scores").write(tmp_path)
+    assert reranker.asked == []
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_no_figures_and_costs_no_score(tmp_path, monkeypatch):

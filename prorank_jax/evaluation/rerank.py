@@ -58,6 +58,9 @@ def rerank(
     """
     scores = {} if cache is None else known_scores(cache, collection, run)
     left = without(run, scores)
+    if cache is not None and left:
+        # What cannot be written is refused before any work.
+        cache.add([])
     with progress("reranking", len(run), show_progress, done=len(run) - len(left)) as advance:
         for scored in _scored(reranker, collection, left, instruction):
             if cache is not None:
