@@ -323,8 +323,12 @@ class Reranker:
           return_documents: whether each hit holds its document.
 
         Raises:
-          InputError: as `predict`.
+          InputError: as `predict`; `documents` is one text, or `top_k` is below 1.
         """
+        if isinstance(documents, str):
+            raise InputError(f"documents={documents[:60]!r}: is one text; give a list of documents")
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}: use 1 or more, or leave it out")
         scores = self.predict([(query, document) for document in documents], instruction=instruction)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Hit(int(i), float(scores[i]), documents[i] if return_documents else None) for i in order]

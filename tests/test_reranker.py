@@ -243,6 +243,13 @@ def test_rank_sorts_keeps_ties_in_order_and_cuts(reranker: Reranker, monkeypatch
     assert reranker.rank(QUERY, list("abcde")) == ranked
     assert reranker.rank(QUERY, list("abcde"), top_k=2) == ranked[:2]
     assert reranker.rank(QUERY, list("abcde"), top_k=9) == ranked
+    for documents, top_k, message in (
+        (list("abcde"), -1, r"top_k=-1: use 1 or more, or leave it out"),
+        (list("abcde"), 0, r"top_k=0: use 1 or more, or leave it out"),
+        ("abcde", 2, r"documents='abcde': is one text; give a list of documents"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reranker.rank(QUERY, documents, top_k=top_k)
 
 
 def test_rank_scores_as_predict_does(reranker: Reranker) -> None:

@@ -74,7 +74,8 @@ def test_documents_are_ranked_in_the_form_of_cohere(client: httpx.Client, path: 
         for index in order[:2]
     ]
     # JSON has one kind of number, and clients send null for what they leave out.
-    for top_n, count in ((99, 4), (2.0, 2), (None, 4), (10**30, 4)):
+    # vLLM's clients send its default, 0, which means all.
+    for top_n, count in ((99, 4), (2.0, 2), (None, 4), (10**30, 4), (0, 4), ("0", 4)):
         answer = client.post(path, json={**asked, "top_n": top_n, "return_documents": None, "instruction": None})
         assert len(answer.json()["results"]) == count
 
@@ -107,7 +108,7 @@ def test_fields_that_rank_fields_names_are_joined_in_its_order(client: httpx.Cli
     assert ranked_texts(client, asked) == ["b" * 500_000]
 
 
-@pytest.mark.parametrize("lacking", [{"title": "b"}, {"title": "b", "snippet": None}, {"title": "b", "snippet": 5}])
+@pytest.mark.parametrize("lacking", [{"title": "b"}, {"title": "b", "snippet": 5}])
 def test_a_document_without_a_field_that_rank_fields_names(client: httpx.Client, lacking: dict[str, Any]) -> None:
     documents = [{"title": "a", "snippet": "fish"}, lacking]
     asked = {"query": "q", "documents": documents, "rank_fields": ["title", "snippet"]}
@@ -116,6 +117,14 @@ def test_a_document_without_a_field_that_rank_fields_names(client: httpx.Client,
     assert message == f"{expected}{len(lacking)})"
     response = client.post("/v1/rerank", json={**asked, "rank_fields": ["x\n" * 10_000]})
     assert len(refused(response, 422)) < 250
+
+
+def test_a_field_that_is_null_is_left_out(client: httpx.Client) -> None:
+    documents = [{"title": None, "snippet": "fish"}, {"title": "b", "snippet": "tea"}]
+    asked = {"query": "q", "documents": documents, "rank_fields": ["title", "snippet"]}
+    assert sorted(ranked_texts(client, asked)) == ["b tea", "fish"]
+    message = refused(client.post("/v1/rerank", json={**asked, "documents": [{"title": None, "snippet": None}]}), 422)
+    assert message.startswith("documents.0: no text in the fields that rank_fields names; add it")
 
 
 def test_a_document_without_text_is_refused_with_what_is_read(client: httpx.Client) -> None:
@@ -218,7 +227,7 @@ def test_booleans_in_text_in_the_forms_of_tei_and_vllm(client: httpx.Client) -> 
         ("/rerank", "raw_scores", {"a": 1}, "an object of 1"),
         ("/score", "raw_scores", "1", "'1'"),
         *(("/v2/rerank", "top_n", value, f"{value!r}") for value in [2.5, "2.5", "two", True, "true", "", "1e3", "٣"]),
-        *(("/v2/rerank", "top_n", value, shown) for value, shown in [(-1, "-1"), ("-1", "-1"), ("0", "0"), (0, "0")]),
+        *(("/v2/rerank", "top_n", value, shown) for value, shown in [(-1, "-1"), ("-1", "-1")]),
         ("/v2/rerank", "top_n", "9" * 5000, "'" + "9" * 59 + "..."),
         ("/v2/rerank", "top_n", [3], "a list of 1"),
     ],
@@ -267,7 +276,7 @@ def test_texts_that_are_no_utf_8_and_control_characters_are_scored(client: httpx
         (b'{"query": "q", "documents": "a"}', "documents: Input should be a valid list ('a')"),
         (b'{"query": "q", "documents": ["a", 5]}', "documents.1: Input should be a valid string (5)"),
         (b'{"query": "q", "documents": [{"title": "a"}]}', "documents.0.text: Field required"),
-        (b'{"query": "q", "documents": ["a"], "top_n": 0}', "top_n: Input should be greater than or equal to 1 (0)"),
+        (b'{"query": "q", "documents": ["a"], "top_n": -1}', "top_n: Input should be greater than or equal to 0 (-1)"),
         (b'{"query": "q", "documents": ["a"], "top_n": true}', "top_n: Input should be a valid integer (True)"),
         (b'{"query": "q", "documents": ["a"], "top_n": NaN}', "top_n: Input should be a valid integer (nan)"),
         (b'{"query": "q", "texts": ["a", null]}', "texts.1: Input should be a valid string (None)"),

@@ -128,7 +128,7 @@ def make_app(
         results: list[dict[str, Any]] = [
             {"index": index, "relevance_score": shown(scores[index], asked.raw_scores)} for index in best(scores)
         ]
-        results = results[: asked.top_n]
+        results = results[: asked.top_n or None]
         if asked.return_documents:
             for result in results:
                 result["document"] = {"text": texts[result["index"]]}

@@ -70,9 +70,9 @@ CutIsFine = Annotated[
     _or_text({"const": True}, {"enum": [text for text, value in _BOOLEANS.items() if value]}),
 ]
 Count = Annotated[
-    Annotated[int, Field(ge=1)] | None,
+    Annotated[int, Field(ge=0)] | None,
     BeforeValidator(_whole),
-    _or_text({"type": "integer", "minimum": 1}, {"pattern": "^0*[1-9][0-9]*$", "maxLength": _MOST_DIGITS}),
+    _or_text({"type": "integer", "minimum": 0}, {"pattern": "^[0-9]+$", "maxLength": _MOST_DIGITS}),
 ]
 
 
@@ -119,10 +119,13 @@ def _fields_joined(document: Any, info: ValidationInfo) -> Any:
     names = info.data.get("rank_fields")
     if not names or not isinstance(document, dict):
         return document
-    for name in names:
-        if not isinstance(document.get(name), str):
+    texts = [document.get(name) for name in names]
+    for name, text in zip(names, texts, strict=True):
+        if name not in document or not isinstance(text, str | None):
             raise ValueError(f"no text in {name[:60]!a}, a field of rank_fields; add it, or name other fields")
-    return " ".join(document[name] for name in names if document[name]).strip()
+    if not any(isinstance(text, str) for text in texts):
+        raise ValueError("no text in the fields that rank_fields names; add it, or name other fields")
+    return " ".join(text for text in texts if text).strip()
 
 
 Document = Annotated[
@@ -139,7 +142,7 @@ class RerankRequest(_Request):
     # Its names are those of the documents' fields, which no schema can say: the page describes it in words.
     rank_fields: SkipJsonSchema[Annotated[list[Text], AfterValidator(_each_once)] | None] = None
     documents: Annotated[list[Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
-    top_n: Annotated[Count, Field(description="How many of the best to give [default: all].")] = None
+    top_n: Annotated[Count, Field(description="How many of the best to give [default, and 0 as in vLLM: all].")] = None
     return_documents: Annotated[Boolean, Field(description="Give the texts, too [default: false].")] = None
     raw_scores: RawScores = None
     instruction: Instruction = None
