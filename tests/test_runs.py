@@ -231,6 +231,8 @@ def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
     [
         # The rank decides where there is nothing else, whatever the order of lines; the score where there is one.
         ("run.tsv", "q1\td2\t2\nq1\td1\t1\n", [("d1", -1.0), ("d2", -2.0)]),
+        ("run.tsv", "q1 d2 1\nq1 d1 0\n", [("d1", 0.0), ("d2", -1.0)]),
+        ("run.tsv", "q1 d2 9\nq1 d1 1\n", [("d1", -1.0), ("d2", -9.0)]),
         ("run.tsv", "q1 d2 1 3.5\nq1 d1 2 4.5\n", [("d1", 4.5), ("d2", 3.5)]),
         ("run.tsv", "q1\td2\t2\t4.5\nq1\td1\t1\t4.5\n", [("d1", 4.5), ("d2", 4.5)]),
         # Tevatron: query, document, score.
@@ -285,6 +287,15 @@ def test_ids_that_are_numbers_are_read(tmp_path):
         ("run.tsv", "q1\td1\t1\nq1\td2\t2\t3.0\n", ":2: has 4 columns, and the first line 3; "),
         ("run.txt", "a\rb", ":1: 'a\\rb' has 2 columns; write"),
         ("run.txt", "x," * 99_999 + '"' + "y" * 200_000, ":1: 'x,x,x,"),
+        # Whole scores in the place of ranks, of the best document and of any query.
+        (
+            "run.tsv",
+            "q0 d1 90\nq0 d2 80\nq1 d1 1\n",
+            ":2: rank 80 is the best of query 'q0': the third column of three is the rank, which begins at 0 or 1; "
+            "write scores with a point (80.0), or `query Q0 document rank score tag`",
+        ),
+        ("run.tsv", "q0\td1\t1\nq1\td1\t2\nq1\td2\t7\n", ":2: rank 2 is the best of query 'q1': the third "),
+        ("run.tsv", "q0 d1 0\nq0 d2 -8\n", ":2: rank -8 is the best of query 'q0': the third "),
         # Judgements, which are no ranks, and a rank after scores.
         ("qrels.tsv", "q1\td1\t1\nq1\td2\t1\n", ":2: rank 1 stands twice for query 'q1'; "),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n", ":1: the columns query-id, corpus-id, score are not "),
