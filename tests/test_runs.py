@@ -259,6 +259,19 @@ def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
             '[{"query": "x", "hits": [{"qid": "q1", "docid": "d1", "rank": 1, "score": 2.5, "content": "y"}]}]',
             [("d1", 2.5)],
         ),
+        # FlagEmbedding.
+        (
+            "cn.json",
+            '{"eval_name": "e", "model_name": "m", "reranker_name": "NoReranker", "split": "test", '
+            '"dataset_name": "cn", "search_results": {"q1": {"d1": 1.0, "d2": 2.5}}}',
+            [("d2", 2.5), ("d1", 1.0)],
+        ),
+        # One object of rank_llm, not in a list.
+        (
+            "one.json",
+            '{"query": {"text": "x", "qid": "q1"}, "candidates": [{"docid": "d1", "score": 2.5, "doc": {"a": 1}}]}',
+            [("d1", 2.5)],
+        ),
         ("old.json", '{"test": {"q1": {"d1": 1.5}}, "dev": {"q1": {"d2": 1.0}}}', [("d1", 1.5)]),
         ("new.json", '{"en": {"test": {"q1": {"d1": 1}}}, "de": {"dev": {"q1": {"d2": 1}}}}', [("d1", 1.0)]),
     ],
@@ -340,6 +353,48 @@ def test_ids_that_are_numbers_are_read(tmp_path):
             "run.json",
             '{"mteb_model_meta": {}, "x": {"dev": {"q1": {"d1": 1}}}}',
             ": has the predictions of x/dev, none of the split 'test'; give those of this split",
+        ),
+        (
+            "run.json",
+            '{"model_name": "m", "split": "dev", "search_results": {"q1": {"d1": 1.0}}}',
+            ": split='dev': are search results of another split than 'test'; give those of this split",
+        ),
+        (
+            "run.json",
+            '{"model_name": "m", "results": {"q1": {"d1": 1.0}}}',
+            ": model_name='m': is not an object of documents; write {",
+        ),
+        (
+            "run.json",
+            '{"q1": {"d1": {"score": 1.0, "text": "x"}}, "q2": {"d1": {"score": 1.0}}, "q3": {}, "q4": {}, "q5": {}, '
+            '"q6": {}}',
+            ": is nested three deep, and none of q1, q2, q3, q4, q5, ... is the split 'test'; give the predictions "
+            "of this split, or write {",
+        ),
+        (
+            "run.json",
+            '{"mteb_model_meta": {}, "default": {"train": {"q1": {"d1": 1}}}}',
+            ": has the predictions of default/train, none of the split 'test'; give those of this split, or give them "
+            "its name",
+        ),
+        (
+            "run.json",
+            '{"default": {"test": {"q1": {}, "q2": {}}}}',
+            ": is empty: none of the 2 queries of default/test has a document (first: 'q1'); ",
+        ),
+        ("run.json", '{"default": {"test": {}}}', ": is empty: it has no query; "),
+        ("run.json", '{"default": {"dev": {"q1": {"d1": 1}}, "test": {}}}', ": is empty: default/test has no query; "),
+        ("run.json", '{"mteb_model_meta": {"a": "b"}}', ": is empty: it has no query; "),
+        ("run.json", '[{"query": {"qid": 1}, "candidates": []}]', ": is empty; give a run in which a query has a docu"),
+        (
+            "run.json",
+            '[{"query": "x", "hits": [{"docid": "d1", "score": 2}]}]',
+            ": item 1: hit 1: has no qid; write one with qid, docid and score",
+        ),
+        (
+            "run.jsonl",
+            '{"query": {"qid": "q1"}, "candidates": [{"id": "d1", "score": 2}]}',
+            ":1: candidate 1: has no docid; write one with docid and score",
         ),
         (
             "run.json",
