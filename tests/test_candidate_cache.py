@@ -357,6 +357,32 @@ def test_a_run_file_gives_what_read_run_gives(collection: Collection, tmp_path: 
     assert found.scores.dtype == (np.float32 if scores == "single" else np.float64)
 
 
+def test_a_run_file_of_several_splits_is_read_for_each(folder: Path, tmp_path: Path):
+    """The splits have the same queries, as multilingual sets have."""
+    (folder / "qrels" / "dev.tsv").write_bytes((folder / "qrels" / "train.tsv").read_bytes())
+    path = tmp_path / "predictions.json"
+    splits = {"dev": {"q1": {"d1": 2.0, "d2": 1.0}}, "train": {"q1": {"d2": 2.0, "d1": 1.0}}}
+    path.write_text(json.dumps({"default": splits}))
+    for split in ("dev", "train"):
+        expected = list(splits[split]["q1"].items())
+        collection = open_collection(folder, split)
+        assert candidates(collection, str(path), 10)["q1"] == expected
+        assert kept_candidates(collection, FirstStage(str(path), 10), tmp_path / "out")["q1"] == expected
+
+
+def test_candidates_of_another_bm25_are_not_kept(
+    collection: Collection, tmp_path: Path, retrieved: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    for asked in (collection, in_memory(collection)):
+        retrieved.clear()
+        for _ in range(2):
+            kept_candidates(asked, FirstStage(), tmp_path / "out")
+        with monkeypatch.context() as patched:
+            patched.setattr(bm25_index, "_VERSION", bm25_index._VERSION + 1)
+            kept_candidates(asked, FirstStage(), tmp_path / "out")
+        assert retrieved == [QUERIES, QUERIES]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

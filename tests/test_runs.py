@@ -231,6 +231,8 @@ def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
     [
         # The rank decides where there is nothing else, whatever the order of lines; the score where there is one.
         ("run.tsv", "q1\td2\t2\nq1\td1\t1\n", [("d1", -1.0), ("d2", -2.0)]),
+        ("run.tsv", "q1 d2 1\nq1 d1 0\n", [("d1", 0.0), ("d2", -1.0)]),
+        ("run.tsv", "q1 d2 9\nq1 d1 1\n", [("d1", -1.0), ("d2", -9.0)]),
         ("run.tsv", "q1 d2 1 3.5\nq1 d1 2 4.5\n", [("d1", 4.5), ("d2", 3.5)]),
         ("run.tsv", "q1\td2\t2\t4.5\nq1\td1\t1\t4.5\n", [("d1", 4.5), ("d2", 4.5)]),
         # Tevatron: query, document, score.
@@ -255,6 +257,19 @@ def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
         (
             "hits.json",
             '[{"query": "x", "hits": [{"qid": "q1", "docid": "d1", "rank": 1, "score": 2.5, "content": "y"}]}]',
+            [("d1", 2.5)],
+        ),
+        # FlagEmbedding.
+        (
+            "cn.json",
+            '{"eval_name": "e", "model_name": "m", "reranker_name": "NoReranker", "split": "test", '
+            '"dataset_name": "cn", "search_results": {"q1": {"d1": 1.0, "d2": 2.5}}}',
+            [("d2", 2.5), ("d1", 1.0)],
+        ),
+        # One object of rank_llm, not in a list.
+        (
+            "one.json",
+            '{"query": {"text": "x", "qid": "q1"}, "candidates": [{"docid": "d1", "score": 2.5, "doc": {"a": 1}}]}',
             [("d1", 2.5)],
         ),
         ("old.json", '{"test": {"q1": {"d1": 1.5}}, "dev": {"q1": {"d2": 1.0}}}', [("d1", 1.5)]),
@@ -285,6 +300,15 @@ def test_ids_that_are_numbers_are_read(tmp_path):
         ("run.tsv", "q1\td1\t1\nq1\td2\t2\t3.0\n", ":2: has 4 columns, and the first line 3; "),
         ("run.txt", "a\rb", ":1: 'a\\rb' has 2 columns; write"),
         ("run.txt", "x," * 99_999 + '"' + "y" * 200_000, ":1: 'x,x,x,"),
+        # Whole scores in the place of ranks, of the best document and of any query.
+        (
+            "run.tsv",
+            "q0 d1 90\nq0 d2 80\nq1 d1 1\n",
+            ":2: rank 80 is the best of query 'q0': the third column of three is the rank, which begins at 0 or 1; "
+            "write scores with a point (80.0), or `query Q0 document rank score tag`",
+        ),
+        ("run.tsv", "q0\td1\t1\nq1\td1\t2\nq1\td2\t7\n", ":2: rank 2 is the best of query 'q1': the third "),
+        ("run.tsv", "q0 d1 0\nq0 d2 -8\n", ":2: rank -8 is the best of query 'q0': the third "),
         # Judgements, which are no ranks, and a rank after scores.
         ("qrels.tsv", "q1\td1\t1\nq1\td2\t1\n", ":2: rank 1 stands twice for query 'q1'; "),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n", ":1: the columns query-id, corpus-id, score are not "),
@@ -329,6 +353,48 @@ def test_ids_that_are_numbers_are_read(tmp_path):
             "run.json",
             '{"mteb_model_meta": {}, "x": {"dev": {"q1": {"d1": 1}}}}',
             ": has the predictions of x/dev, none of the split 'test'; give those of this split",
+        ),
+        (
+            "run.json",
+            '{"model_name": "m", "split": "dev", "search_results": {"q1": {"d1": 1.0}}}',
+            ": split='dev': are search results of another split than 'test'; give those of this split",
+        ),
+        (
+            "run.json",
+            '{"model_name": "m", "results": {"q1": {"d1": 1.0}}}',
+            ": model_name='m': is not an object of documents; write {",
+        ),
+        (
+            "run.json",
+            '{"q1": {"d1": {"score": 1.0, "text": "x"}}, "q2": {"d1": {"score": 1.0}}, "q3": {}, "q4": {}, "q5": {}, '
+            '"q6": {}}',
+            ": is nested three deep, and none of q1, q2, q3, q4, q5, ... is the split 'test'; give the predictions "
+            "of this split, or write {",
+        ),
+        (
+            "run.json",
+            '{"mteb_model_meta": {}, "default": {"train": {"q1": {"d1": 1}}}}',
+            ": has the predictions of default/train, none of the split 'test'; give those of this split, or give them "
+            "its name",
+        ),
+        (
+            "run.json",
+            '{"default": {"test": {"q1": {}, "q2": {}}}}',
+            ": is empty: none of the 2 queries of default/test has a document (first: 'q1'); ",
+        ),
+        ("run.json", '{"default": {"test": {}}}', ": is empty: it has no query; "),
+        ("run.json", '{"default": {"dev": {"q1": {"d1": 1}}, "test": {}}}', ": is empty: default/test has no query; "),
+        ("run.json", '{"mteb_model_meta": {"a": "b"}}', ": is empty: it has no query; "),
+        ("run.json", '[{"query": {"qid": 1}, "candidates": []}]', ": is empty; give a run in which a query has a docu"),
+        (
+            "run.json",
+            '[{"query": "x", "hits": [{"docid": "d1", "score": 2}]}]',
+            ": item 1: hit 1: has no qid; write one with qid, docid and score",
+        ),
+        (
+            "run.jsonl",
+            '{"query": {"qid": "q1"}, "candidates": [{"id": "d1", "score": 2}]}',
+            ":1: candidate 1: has no docid; write one with docid and score",
         ),
         (
             "run.json",

@@ -90,7 +90,7 @@ def open_index(documents: Mapping[str, str], settings: BM25, name: str, *, show_
     _check(settings)
     if not isinstance(documents, StoredDocuments):
         return _build(documents, settings, name, show_progress)
-    made_of = index_identity(documents, settings)
+    made_of = index_identity(len(documents), settings)
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "bm25" / f"{documents.key}-{digest}"
     whole, unfinished = folder / "index", folder / "unfinished"
@@ -115,13 +115,13 @@ def open_index(documents: Mapping[str, str], settings: BM25, name: str, *, show_
         ) from None
 
 
-def index_identity(documents: StoredDocuments, settings: BM25) -> dict[str, Any]:
-    """What an index is made with; with the key of the documents it decides what BM25 finds."""
+def index_identity(documents: int, settings: BM25) -> dict[str, Any]:
+    """What an index of so many documents is made with; with the texts it decides what BM25 finds."""
     return {
         "version": _VERSION,
         **{library: importlib.metadata.version(library) for library in ("bm25s", "PyStemmer")},
         **settings._asdict(),
-        "documents": len(documents),
+        "documents": documents,
     }
 
 

@@ -14,7 +14,6 @@ from prorank_jax.data.bm25 import bm25_tables
 from prorank_jax.data.bm25_index import ANSERINI, BM25, index_identity
 from prorank_jax.data.candidate_cache import cached_table
 from prorank_jax.data.candidate_table import Candidates
-from prorank_jax.data.documents import StoredDocuments
 from prorank_jax.data.run_candidates import run_candidates
 from prorank_jax.data.runs import Run, read_run
 from prorank_jax.errors import InputError
@@ -80,8 +79,7 @@ def _of_bm25(collection: Collection, depth: int, settings: BM25, show_progress: 
     def make(skip: int) -> Iterator[np.ndarray]:
         return bm25_tables(collection, depth, settings, skip, show_progress=show_progress)
 
-    documents = collection.documents
-    made_by = index_identity(documents, settings) if isinstance(documents, StoredDocuments) else {}
+    made_by = index_identity(len(collection.documents), settings)
     return Candidates(collection, cached_table(collection, {"bm25": made_by}, depth, make), depth)
 
 
@@ -91,8 +89,8 @@ def _of_run_file(collection: Collection, path: Path, depth: int) -> Candidates:
 
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # The name says how the bytes are read.
-    first_stage = {"run": digest, "name": path.name}
+    # The name says how the bytes are read, and the split which of them where a file has several splits.
+    first_stage = {"run": digest, "name": path.name, "split": collection.split}
     return Candidates(collection, cached_table(collection, first_stage, depth, make), depth)
 
 

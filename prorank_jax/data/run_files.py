@@ -1,6 +1,6 @@
 """Run files, entry by entry. The name's ending says which reader takes a file.
 
-.json              ranx, mteb's predictions, rank_llm, rows of a table   run_objects.py
+.json              ranx, mteb, FlagEmbedding, rank_llm, rows of a table   run_objects.py, run_nested.py
 .jsonl             rank_llm, rows of a table
 .lz4               ranx
 .parquet, .parq    ranx, PyTerrier and other tables of named columns     run_tables.py

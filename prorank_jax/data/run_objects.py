@@ -1,8 +1,7 @@
 """Run files that are objects: JSON, JSON lines, and the packed CBOR of ranx.
 
-{query: {document: score}}                             ranx, BEIR and mteb
-{subset: {split: {query: {document: score}}}}          mteb's predictions, also without the subset
-[{"query": {"qid": ...}, "candidates": [{"docid": ..., "score": ...}]}]   rank_llm, also an object a line
+{query: {document: score}}                             ranx and others (`run_nested.py`)
+[{"query": {"qid": ...}, "candidates": [{"docid": ..., "score": ...}]}]   rank_llm, also an object a line, or one
 [{"query": ..., "hits": [{"qid": ..., "docid": ..., "score": ...}]}]      RankGPT
 [{"qid": ..., "docno": ..., "score": ...}]             rows of a table that names its columns (`run_tables.py`)
 """
@@ -10,20 +9,18 @@
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prorank_jax.data.lines import parse_object, read_lines, shown, unpacked_bytes
 from prorank_jax.data.run_entries import TREC, Entry, entry, identifier, number, of_different_ranks
+from prorank_jax.data.run_nested import Objects, nested
 from prorank_jax.data.run_tables import named
 from prorank_jax.errors import InputError
 from prorank_jax.json_text import parse_json
 
-_OBJECTS = 'write {"query": {"document": score}}'
 _MADE_AGAIN = "make or download it again"
-_ABOUT = "mteb_model_meta"
-"""What mteb writes beside the predictions."""
 
 Placed = tuple[str, Any]
 """A value and its place, for messages."""
@@ -49,9 +46,11 @@ def read_json(path: Path, split: str | None) -> Iterator[Entry]:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); {remedy}") from None
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); {_MADE_AGAIN}") from None
-    if isinstance(content, list) and not isinstance(content, Pairs):
+    if isinstance(content, Pairs) and any(key in ("candidates", "hits") and _is_list(value) for key, value in content):
+        content = [content]
+    if _is_list(content):
         return _rankings((f"{path}: item {position}", _plain(item)) for position, item in enumerate(content, start=1))
-    return _nested(path, content, split, Pairs, iter)
+    return nested(path, content, split, Objects(Pairs, iter))
 
 
 def read_json_lines(path: Path, split: str | None) -> Iterator[Entry]:
@@ -76,7 +75,7 @@ def read_lz4(path: Path, split: str | None) -> Iterator[Entry]:
         raise _unreadable(path, error) from None
     except (RuntimeError, ValueError, EOFError, RecursionError, cbor2.CBORDecodeError) as error:
         raise InputError(f"{path}: not readable as a run of ranx ({error}); {_MADE_AGAIN}") from None
-    return _nested(path, content, split, dict, dict.items)
+    return nested(path, content, split, Objects(dict, dict.items))
 
 
 def _unpacked(path: Path) -> bytes:
@@ -90,6 +89,10 @@ def _unpacked(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read ({error.strerror}); give the path of a readable file")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and not isinstance(value, Pairs)
 
 
 def _plain(value: Any) -> Any:
@@ -113,11 +116,11 @@ def _rankings(rows: Iterable[Placed]) -> Iterator[Entry]:
             if query_id in queries:
                 raise InputError(f"{place}: query {shown(query_id)} stands twice; keep one of them")
             queries.add(query_id)
-            for at, candidate in _objects(place, "candidate", candidates):
-                yield entry(at, query_id, candidate.get("docid"), number(at, candidate.get("score")))
+            for at, candidate in _objects(place, "candidate", candidates, "docid"):
+                yield entry(at, query_id, candidate["docid"], number(at, candidate.get("score")))
         elif isinstance(hits, list):
-            for at, hit in _objects(place, "hit", hits):
-                yield entry(at, hit.get("qid"), hit.get("docid"), number(at, hit.get("score")), hit.get("rank"))
+            for at, hit in _objects(place, "hit", hits, "qid", "docid"):
+                yield entry(at, hit["qid"], hit["docid"], number(at, hit.get("score")), hit.get("rank"))
         elif (columns := named(list(row))) is not None and scored in (None, columns.score is not None):
             scored = columns.score is not None
             one = columns.entry(place, list(row.values()), number)
@@ -130,68 +133,16 @@ def _rankings(rows: Iterable[Placed]) -> Iterator[Entry]:
     yield from of_different_ranks(ranked)
 
 
-def _objects(place: str, name: str, values: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(place: str, name: str, values: list[Any], *ids: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    wanted = f"write one with {', '.join(ids)} and score"
     for position, value in enumerate(values, start=1):
         at = f"{place}: {name} {position}"
         if not isinstance(value, dict):
-            raise InputError(f"{at}: {shown(value)} is not an object; write one with docid and score")
+            raise InputError(f"{at}: {shown(value)} is not an object; {wanted}")
+        if missing := [field for field in ids if field not in value]:
+            raise InputError(f"{at}: has no {missing[0]}; {wanted}")
         yield at, value
 
 
 def _no_ranking(place: str, row: Any) -> InputError:
     return InputError(f"{place}: {shown(row)} is no ranking; {TREC}")
-
-
-def _nested(
-    path: Path, content: Any, split: str | None, objects: type, items: Callable[[Any], Iterable[Any]]
-) -> Iterator[Entry]:
-    """The entries of an object of objects; `items` gives the keys and values of one."""
-    if not isinstance(content, objects):
-        raise InputError(f"{path}: {shown(content)} is not an object of queries; {_OBJECTS}")
-    content = _predictions(path, content, split, objects, items)
-    queries: set[str] = set()
-    for query_id, documents in items(content):
-        place = f"{path}: query {shown(query_id)}"
-        identifier(place, query_id)
-        if query_id in queries:
-            raise InputError(f"{place}: stands twice; keep one of them")
-        queries.add(query_id)
-        if not isinstance(documents, objects):
-            raise InputError(f"{place}: {shown(documents)} is not an object of documents; {_OBJECTS}")
-        for document_id, score in items(documents):
-            yield entry(place, query_id, document_id, number(f"{place}: document {shown(document_id)}", score))
-
-
-def _predictions(
-    path: Path, content: Any, split: str | None, objects: type, items: Callable[[Any], Iterable[Any]]
-) -> Any:
-    """The queries of the split in mteb's predictions; the content itself where it has queries at the top."""
-    found = [("", objects(pair for pair in items(content) if pair[0] != _ABOUT))]
-    depth = 0
-    while any(
-        isinstance(document, objects)
-        for _, queries in found
-        for _, documents in items(queries)
-        if isinstance(documents, objects)
-        for _, document in items(documents)
-    ):
-        if depth == 2:
-            raise InputError(f"{path}: {shown(content)} is nested too deep; {_OBJECTS}")
-        found = [
-            (f"{name}/{key}" if name else str(key), value)
-            for name, values in found
-            for key, value in items(values)
-            if isinstance(value, objects)
-        ]
-        depth += 1
-    if depth == 0:
-        return found[0][1]
-    names = ", ".join(name for name, _ in found)
-    wanted = [value for name, value in found if split is None or name.rpartition("/")[2] == split]
-    if not wanted:
-        raise InputError(
-            f"{path}: has the predictions of {names}, none of the split {split!r}; give those of this split"
-        )
-    if len(wanted) > 1:
-        raise InputError(f"{path}: has the predictions of {names}; keep one of them in a file")
-    return wanted[0]

@@ -102,8 +102,24 @@ def _unnamed(lines: Iterable[Line], place: str, first: str) -> Iterator[Entry]:
     if len(cells) != 3:
         raise InputError(f"{place}: {shown(first)} has {len(cells)} columns; {TREC}")
     if is_whole(cells[2]):
-        return Named(query=0, document=1, score=None, rank=2).entries(rows, parsed)
+        return _from_the_first(Named(query=0, document=1, score=None, rank=2).entries(rows, parsed))
     return Named(query=0, document=1, score=2, rank=None).entries(rows, _no_rank)
+
+
+def _from_the_first(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same; InputError where the ranks of a query begin neither at 0 nor at 1, as whole scores would not."""
+    best: dict[str, Entry] = {}
+    for one in entries:
+        if (before := best.get(one.query_id)) is None or one.rank < before.rank:
+            best[one.query_id] = one
+        yield one
+    for query_id, one in best.items():
+        if one.rank not in (0, 1):
+            raise InputError(
+                f"{one.place}: rank {one.rank} is the best of query {shown(query_id)}: the third column of three is "
+                f"the rank, which begins at 0 or 1; write scores with a point ({one.rank}.0), or `query Q0 document "
+                "rank score tag`"
+            )
 
 
 def _no_rank(place: str, score: str) -> float:

@@ -53,7 +53,7 @@ def read_run(path: str | Path, depth: int | None = None, collection: Collection 
             )
         of_query[document_id] = (-score, rank)
     if empty:
-        raise InputError(f"{path}: is empty; a TREC run has lines of `query Q0 document rank score tag`")
+        raise InputError(f"{path}: is empty; give a run in which a query has a document")
     run: Run = {}
     for query_id, of_query in rows.items():
         order = sorted(of_query, key=of_query.__getitem__)

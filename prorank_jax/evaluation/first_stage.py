@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from prorank_jax.atomic import write_atomically, writing
 from prorank_jax.data.beir import Collection
-from prorank_jax.data.bm25_index import ANSERINI
+from prorank_jax.data.bm25_index import ANSERINI, index_identity
 from prorank_jax.data.candidates import BM25, candidates, find_run
 from prorank_jax.data.runs import Run, read_run, write_run
 from prorank_jax.data.words import spaceless_scripts
@@ -32,15 +32,15 @@ class FirstStage(NamedTuple):
     bm25: BM25 = ANSERINI
 
     def identity(self, collection: Collection) -> list[Any]:
-        """What the candidates come from: the settings, or the bytes of the run.
+        """What the candidates come from: how the index is made, or the bytes of the run and the split read of them.
 
         Raises:
           InputError: as `candidates.find_run`.
         """
         if self.source == "bm25":
-            return [self.depth, *self.bm25, *spaceless_scripts(collection.queries.values())]
+            return [self.depth, index_identity(len(collection.documents), self.bm25)]
         with find_run(collection, self.source).open("rb") as file:
-            return [self.depth, hashlib.file_digest(file, "sha256").hexdigest()]
+            return [self.depth, hashlib.file_digest(file, "sha256").hexdigest(), collection.split]
 
     def protocol(self, collection: Collection) -> str:
         """The first stage with its settings, and how the queries of the collection were taken apart where that is not
