@@ -36,6 +36,7 @@ case $1 in
   new-session)
     ((looks == 0)) || { touch "$FAKE_CLOUD/second" && exit 1; }
     bash -c "${@: -1}" ;;
+  kill-session) ((looks > 0)) && rm -f ~/looks ~/runs/*/status ;;
 esac
 """
 PRORANK = """\
@@ -62,11 +63,12 @@ ln -s "$FAKE_CLOUD/bin/prorank" .venv/bin/prorank
 
 
 class Answer(NamedTuple):
-    """What a call of gcloud gives."""
+    """What a call of gcloud gives, once a program that it starts has ended."""
 
     status: int = 0
     out: str = ""
     error: str = ""
+    waits_for: str = ":"
 
 
 Hook = Callable[[list[str]], Answer | None]
@@ -137,6 +139,10 @@ class Cloud:
     def suspend(self) -> None:
         """What is left of a request whose TPU was taken away."""
         self._become("SUSPENDED")
+
+    def wait_in_queue(self, *states: str) -> None:
+        """With a request that goes through these states, one a look."""
+        self._become(*states)
 
     def vanish(self) -> None:
         """Deletes the request and the TPU, as a person does."""
@@ -260,8 +266,8 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         cloud, count = self._word(), int(self._word())
-        status, out, error = self.server.clouds[cloud].answer([self._word() for _ in range(count)])
-        program = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(error)} >&2; exit {status}"
+        status, out, error, waits_for = self.server.clouds[cloud].answer([self._word() for _ in range(count)])
+        program = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(error)} >&2; {waits_for}; exit {status}"
         self.wfile.write(program.encode())
 
     def _word(self) -> str:

@@ -30,7 +30,8 @@ for ((minute = 0; minute <= ${CREATE_MINUTES:-720}; minute++)); do
     UNKNOWN) [[ -n $before ]] || refuse "nothing is created: $TPU_NAME may exist; see the answer of gcloud above" ;;
     NONE)
       ((asked < 3)) || { echo "create.sh: $TPU_NAME is not created; see the answer of gcloud above" >&2 && exit 1; }
-      asked=$((asked + 1))
+      # The minutes are those of a request that was received.
+      asked=$((asked + 1)) minute=-1
       # A request may have been received although the answer is an error.
       create || true
       wait_for 10 ;;

@@ -19,10 +19,12 @@ command=$(printf '%q ' "$@")
 inside="cd ~/prorank_jax; export PATH=\"\$PWD/.venv/bin:\$PATH\"
 $command >>~/runs/$run/log 2>&1
 echo \$? >~/runs/$run/status"
+# With babysit.sh (GCLOUD_LIMIT) no call may hang; by hand, ssh may ask for a passphrase.
 if ! ((DRY_RUN)); then
   reached=1
-  found=$(on all "if tmux has-session -t =$run 2>/dev/null; then echo going; fi") || reached=0
+  found=$(${GCLOUD_LIMIT:+look} on all "if tmux has-session -t =$run 2>/dev/null; then echo going; fi") || reached=0
   [[ $found != *going* ]] || { echo "run.sh: $run is still going; see logs.sh $run" >&2 && exit 4; }
   ((reached)) || { echo "run.sh: not all workers of $TPU_NAME can be reached; nothing is started" >&2 && exit 3; }
 fi
-on all "mkdir -p ~/runs/$run; rm -f ~/runs/$run/status; tmux new-session -d -s $run $(printf '%q' "$inside")"
+start="tmux new-session -d -s $run $(printf '%q' "$inside")"
+${GCLOUD_LIMIT:+look} on all "mkdir -p ~/runs/$run; rm -f ~/runs/$run/status; $start"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by create.sh and babysit.sh: what is known of the TPU (state, node), as one word, and of a run
-# on it (workers).
+# Sourced by create.sh and babysit.sh: what is known of the TPU (state, node), as one word, of a run on it
+# (workers), and of both (find_out).
 #
 #   NONE      gcloud reports that there is no such thing
 #   UNKNOWN   the answer is no state: no network, an expired login, no permission, a service that is
@@ -19,7 +19,7 @@ node() { described tpu-vm state; }
 described() {
   local answer word seconds
   for seconds in 5 15 45 0; do
-    if answer=$(tpu "$1" describe "$TPU_NAME" --format="value($2)" --quiet 2>&1); then
+    if answer=$(look tpu "$1" describe "$TPU_NAME" --format="value($2)" --quiet 2>&1); then
       # Warnings of gcloud may stand around the state.
       word=$(grep -xE '[A-Z][A-Z_]+' <<<"$answer" | tail -n 1) || word=''
       [[ -z $word || $word == STATE_UNSPECIFIED ]] || { echo "$word" && return; }
@@ -32,12 +32,26 @@ described() {
   echo UNKNOWN
 }
 
-# workers RUN: a word of each worker on one line. `going`, the exit status of the run, `ready` where there
-# is none, `bare` without a finished set-up. Fails where a worker does not answer and none is going.
+# workers RUN NUMBER: a word of each worker on one line. `going`, the exit status of the run, `ready` where
+# none is found, `bare` without a finished set-up. Fails where a worker does not answer, or fewer of them
+# than NUMBER, and none is going.
 workers() {
   local words status=0
-  words=$(on all "if tmux has-session -t =$1 2>/dev/null; then echo going
+  words=$(look on all "if tmux has-session -t =$1 2>/dev/null; then echo going
 elif [ ! -e ~/prorank_jax/.set_up ]; then echo bare
-else cat ~/runs/$1/status 2>/dev/null || echo ready; fi" 2>/dev/null | grep -xE '[0-9]+|going|bare|ready') || status=$?
+else grep -xE '[0-9]+' ~/runs/$1/status 2>/dev/null || echo ready; fi" 2>/dev/null |
+    grep -xE '[0-9]+|going|bare|ready') || status=$?
+  (($(wc -w <<<"$words") >= $2)) || status=1
   [[ $status == 0 || $words == *going* ]] && tr '\n' ' ' <<<"$words"
+}
+
+# find_out RUN: `seen` becomes what the workers say, or else the state of the request, or GONE where its TPU
+# was deleted; `at` the state of the TPU, where that was asked. `most` is the number of workers seen so far.
+most=0
+find_out() {
+  local number
+  at='' seen=$(workers "$1" "$most") || seen=$(state)
+  [[ $seen != ACTIVE ]] || at=$(node)
+  [[ $at != NONE ]] || seen=GONE
+  number=$(wc -w <<<"$seen") most=$((number > most ? number : most))
 }
