@@ -184,7 +184,7 @@ def test_a_call_that_hangs_is_given_up_and_made_again(tmp_path: Path, number: in
         if verb_of(words) == "tpu-vm ssh" and cloud.verbs.count("tpu-vm ssh") == number
         else None
     )
-    assert watched(cloud, LOOK_SECONDS="2", CALL_SECONDS="2", RETRIES="1") == (0, "babysit: nq is done")
+    assert watched(cloud, LOOK_SECONDS="2", CALL_SECONDS="2") == (0, "babysit: nq is done")
     assert cloud.received(0) == [["train"]]
 
 
