@@ -152,6 +152,8 @@ def message(text: str) -> list[dict[str, str]]:
             {"query": "q", "positives": ["a"], "negatives": ["b"], "hard_negatives": ["c", "d"]},
             *("abcd", [1, 0, 0, 0], None),
         ),
+        ({"query": "q", "pos": "a", "neg": "b", "negatives": ["c"]}, "abc", [1, 0, 0], None),
+        ({"query": "q", "positive": "a", "neg": ["b"]}, "ab", [1, 0], None),
         ({"query": "q", "positive": "a", "positives": ["b"], "negative_1": "c"}, "abc", [1, 1, 0], None),
         ({"query": "q", "positive": "a", "hard_negative_2": "c", "negative_1": "b"}, "abc", [1, 0, 0], None),
         # A title next to the text of a document is its title.
@@ -212,6 +214,12 @@ def test_instructions_of_pairs_are_read(tmp_path: Path):
     row = {"query": ["Answer.", "q"], "pos": [["", "a"]], "neg": [["Represent.", "b"]]}
     [found] = read_rows(lines(tmp_path / "rows.jsonl", row))
     assert (*short(found), found.instruction) == ("q", ("a", "b"), (1.0, 0.0), "Answer.")
+
+
+def test_an_answer_next_to_a_null_column_is_read(tmp_path: Path):
+    table = pyarrow.table({"question": ["q"], "context": pyarrow.array([None], pyarrow.string()), "answer": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [short(row) for row in read_rows(tmp_path / "rows.parquet")] == [("q", ("a",), (1.0,))]
 
 
 def test_the_system_of_a_response_is_the_instruction(tmp_path: Path):

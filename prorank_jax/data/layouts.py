@@ -76,18 +76,7 @@ def to_ours(place: str, row: Row, fields: dict[str, str]) -> Row:
         return row  # at once: files of pairs have the most rows
     given = tuple(name for name, value in row.items() if value is not None)
     layout = _layout(given, tuple(fields.items()))
-    if not _is_ours({*given, *fields}) and not fields.keys() & DOCUMENTS:
-        for name in given:
-            if name in _IDS and (layout is None or name in _answered(given, layout)):
-                raise InputError(f"{place}: {name}: {_IDS[name]}")
-    named = {name for path in fields.values() for name in _names(row, path)}
-    for name, path in (layout or {}).items():
-        for other in _answered(given, {name: path}):
-            if other not in named and row[other] not in ("", [], {}):
-                raise InputError(
-                    f"{place}: both {path} and {other}, and either may be the document; "
-                    f"name one in data.fields, as {name}: {other}"
-                )
+    _refuse_doubtful(place, row, layout, fields)
     paths = (layout or {}) | fields
     found = {name: _mapped(place, row, name, path) for name, path in paths.items()}
     used = {name for path in paths.values() for name in _names(row, path)}
@@ -137,7 +126,7 @@ def _layout(names: tuple[str, ...], fields: tuple[tuple[str, str], ...]) -> dict
         choices = {name: [path for path in paths if _names(names, path)] for name, paths in wanted.items()}
         paths = {name: found[0] for name, found in choices.items() if found and name not in mapped}
         documents = {name for name in wanted if name in DOCUMENTS} - mapped.keys()
-        hidden = any(name in known and path != name for name, path in paths.items())
+        hidden = any(name in known and name not in path.split("+") for name, path in paths.items())
         if needed <= paths.keys() and (documents & paths.keys() or not documents) and not hidden:
             return paths
     return None
@@ -156,6 +145,24 @@ def _mapped(place: str, row: Row, name: str, path: str) -> Any:
     return value
 
 
+def _refuse_doubtful(place: str, row: Row, layout: Mapping[str, str] | None, fields: Mapping[str, str]) -> None:
+    """Refuses a row with ids for documents, or with an answer and a text that it may be taken from."""
+    given = [name for name, value in row.items() if value is not None]
+    doubtful = _answered(given, layout or {})
+    if not _is_ours({*given, *fields}) and not fields.keys() & DOCUMENTS:
+        for name in _IDS.keys() & given:
+            if layout is None or name in doubtful:
+                raise InputError(f"{place}: {name}: {_IDS[name]}")
+    named = {name for path in fields.values() for name in _names(row, path)}
+    for other in doubtful:
+        if other in _SOURCES - named and row[other] not in ("", [], {}):
+            name, path = next((name, path) for name, path in (layout or {}).items() if path in _ANSWERS)
+            raise InputError(
+                f"{place}: both {path} and {other}, and either may be the document; "
+                f"name one in data.fields, as {name}: {other}"
+            )
+
+
 def _answered(names: Iterable[str], layout: Mapping[str, str]) -> list[str]:
     """The fields that make it doubtful whether an answer, which a layout takes for a document, is one."""
     if not any(path in _ANSWERS for path in layout.values()):
@@ -169,7 +176,10 @@ def _has_title(paths: Mapping[str, str]) -> bool:
 
 
 def _is_ours(names: Set[str]) -> bool:
-    return "query" in names and ("document" in names or "documents" in names or {"pos", "neg"} <= names)
+    if "query" not in names or not names & {"document", "documents", "pos"}:
+        return False
+    # Next to other negatives, those of `neg` are not all.
+    return not names.isdisjoint(("document", "documents")) or ("pos" in names and _names(names, _NEGATIVE) == ["neg"])
 
 
 def _names(names: Iterable[str], path: str) -> list[str]:
