@@ -191,7 +191,7 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
             "instruction=['x'] is not a string; write it in quotes",
         ),
         ({"query": "q", "document": "a", "score": True}, "score=True is not a number; write one, as 1, 0 or -2.5"),
-        ({"query": "q", "document": "a", "score": "1"}, "score='1' is not a number; write one, as 1, 0 or -2.5"),
+        ({"query": "q", "document": "a", "score": "high"}, "score='high' is not a number; write one, as 1, 0 or -2.5"),
         (
             '{"query": "q", "document": "a", "score": NaN}',
             "score=nan is not finite in 32 bits; mend it or leave the row out",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,11 @@ def message(text: str) -> list[dict[str, str]]:
         # A single score of a triplet is a margin, which is a score of neither document.
         ({"query": "q", "positive": "a", "negative": "b", "score": 3.25}, "ab", [1, 0], None),
         ({"sentence1": "q", "sentence2": "a", "label": 1}, "a", [1], None),
-        ({"sentence_A": "q", "sentence_B": "a", "score": 0.25}, "a", [1], (0.25,)),
+        # A file that has scores from 0 to 1 only has probabilities.
+        ({"sentence_A": "q", "sentence_B": "a", "score": 0.25}, "a", [0], (0.25,)),
+        ({"query": "q", "content": "a", "score": "1.5"}, "a", [1], (1.5,)),
+        ({"query": "q", "content": "a", "score": "-1e-3"}, "a", [0], (-0.001,)),
+        ({"query": "q", "content": "a", "label": "1e-3"}, "a", [0.001], None),
         ({"anchor": "q", "positive": "a"}, "a", [1], None),
         # Padding and null.
         ({"anchor": "q", "positive": "a", "negative": None}, "a", [1], None),
@@ -142,6 +147,37 @@ def message(text: str) -> list[dict[str, str]]:
             None,
         ),
         ({"query": "q", "pos": ["a"], "negatives": ["b"]}, "ab", [1, 0], None),
+        # All negatives of a row, under whatever names, and all positives.
+        (
+            {"query": "q", "positives": ["a"], "negatives": ["b"], "hard_negatives": ["c", "d"]},
+            *("abcd", [1, 0, 0, 0], None),
+        ),
+        ({"query": "q", "pos": "a", "neg": "b", "negatives": ["c"]}, "abc", [1, 0, 0], None),
+        ({"query": "q", "positive": "a", "neg": ["b"]}, "ab", [1, 0], None),
+        ({"query": "q", "positive": "a", "positives": ["b"], "negative_1": "c"}, "abc", [1, 1, 0], None),
+        ({"query": "q", "positive": "a", "hard_negative_2": "c", "negative_1": "b"}, "abc", [1, 0, 0], None),
+        # A title next to the text of a document is its title.
+        ({"query": "q", "title": "T", "text": "a", "label": 1}, ["T a"], [1], None),
+        ({"query": "q", "title": "T", "document": "a", "label": 1}, ["T a"], [1], None),
+        ({"query": "q", "title": "", "document": "a", "label": 1}, "a", [1], None),
+        ({"query": "q", "title": None, "passage": "a", "score": 2}, "a", [1], (2.0,)),
+        ({"query": "q", "title": "of the question", "answer": "a", "label": 1}, "a", [1], None),
+        # A teacher's scores next to a triplet, whatever they are called.
+        (
+            {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c", "label": [9, 3, 1]},
+            *("abc", [1, 0, 0], (9.0, 3.0, 1.0)),
+        ),
+        ({"query": "q", "pos": ["a"], "neg": ["b"], "scores": [9, 3]}, "ab", [1, 0], (9.0, 3.0)),
+        # Empty lists and NaN are none.
+        ({"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [], "neg_scores": []}, "ab", [1, 0], None),
+        ({"query": "q", "pos": [{"title": float("nan"), "text": "a"}], "neg": []}, "a", [1], None),
+        # ms-swift before 3.9, without rejected responses.
+        ({"query": "q", "response": "a", "label": 0}, "a", [0], None),
+        ({"query": "q", "response": "a", "score": -1}, "a", [0], (-1.0,)),
+        ({"query": "q", "response": "a"}, "a", [1], None),
+        ({"query": "q", "passage": "a", "response": "b", "label": 0}, "a", [0], None),
+        # What an answer is next to counts where it is empty or no text of a document.
+        ({"question": "q", "answer": "a", "context": "", "source": "nq"}, "a", [1], None),
         # Our own names count first, whatever else there is, and labels in quotes or of truth are numbers.
         ({"query": "q", "pos": ["a"], "neg": ["b"], "answer": "c", "label": 7}, "ab", [1, 0], None),
         ({"query": "q", "documents": ["a", "b", "c"], "labels": [True, "0", "2.5"]}, "abc", [1, 0, 2.5], None),
@@ -172,6 +208,52 @@ def test_rows_of_one_layout_may_differ_in_what_is_optional(tmp_path: Path):
         {"anchor": "q", "positive": {"text": "e"}, "negative": ["f", {"title": "T", "text": "g"}]},
     )
     assert [row.documents for row in read_rows(file)] == [("a",), ("b", "c", "d"), ("e", "f", "T g")]
+
+
+def test_instructions_of_pairs_are_read(tmp_path: Path):
+    row = {"query": ["Answer.", "q"], "pos": [["", "a"]], "neg": [["Represent.", "b"]]}
+    [found] = read_rows(lines(tmp_path / "rows.jsonl", row))
+    assert (*short(found), found.instruction) == ("q", ("a", "b"), (1.0, 0.0), "Answer.")
+
+
+def test_an_answer_next_to_a_null_column_is_read(tmp_path: Path):
+    table = pyarrow.table({"question": ["q"], "context": pyarrow.array([None], pyarrow.string()), "answer": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [short(row) for row in read_rows(tmp_path / "rows.parquet")] == [("q", ("a",), (1.0,))]
+
+
+def test_the_system_of_a_response_is_the_instruction(tmp_path: Path):
+    [found] = read_rows(lines(tmp_path / "rows.jsonl", {"system": "Judge.", "query": "q", "response": "a"}))
+    assert found.instruction == "Judge."
+
+
+def test_probabilities_are_relevant_above_a_half(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows = [{"query": "q", "content": text, "score": score} for text, score in (("a", 0.98), ("b", 4.5e-05), ("c", 1))]
+    assert [row.labels for row in read_rows(lines(tmp_path / "rows.jsonl", *rows))] == [(1.0,), (0.0,), (1.0,)]
+    [warning] = caplog.messages
+    assert "all scores are from 0 to 1, as probabilities are: documents above 0.5 are taken as relevant" in warning
+    caplog.clear()
+    # One score that is none, and all are logits; zeros and ones are judgements.
+    logits = [*rows, {"query": "q", "content": "d", "score": -0.1}]
+    assert [row.labels for row in read_rows(lines(tmp_path / "rows.jsonl", *logits))] == [(1.0,)] * 3 + [(0.0,)]
+    judged = [{"query": "q", "document": "a", "score": 1}, {"query": "q", "document": "b", "score": 0}]
+    assert [row.labels for row in read_rows(lines(tmp_path / "rows.jsonl", *judged))] == [(1.0,), (0.0,)]
+    assert not caplog.messages
+
+
+def test_decimals_and_bytes_of_parquet_are_numbers_and_texts(tmp_path: Path):
+    table = pyarrow.table(
+        {
+            "query": pyarrow.array(["é".encode()], pyarrow.binary()),
+            "document": pyarrow.array([{"text": b"a"}], pyarrow.struct({"text": pyarrow.binary()})),
+            "label": pyarrow.array([Decimal("2.5")], pyarrow.decimal128(5, 2)),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [short(row) for row in read_rows(tmp_path / "rows.parquet")] == [("é", ("a",), (2.5,))]
+    table = table.set_column(0, "query", pyarrow.array([b"\xff"], pyarrow.binary()))
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert refusal(tmp_path / "rows.parquet").endswith(":1: query=b'\\xff' is not a string; write it in quotes")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +287,30 @@ def test_rows_of_one_layout_may_differ_in_what_is_optional(tmp_path: Path):
             {"documents": "pos", "labels": "pos_scores"},
             ("q", ("a", "b"), (0.9, 0)),
         ),
+        (
+            {"query": "q", "pos": ["a", "b"], "pos_scores": [0.9, 0.2], "neg": []},
+            {"documents": "pos", "scores": "pos_scores"},
+            ("q", ("a", "b"), (1, 0)),
+        ),
+        (
+            {"query": "q", "pos": ["a", "b"], "pos_scores": [0.9, 0], "neg": []},
+            {"documents": "pos", "labels": "pos_scores"},
+            ("q", ("a", "b"), (0.9, 0)),
+        ),
+        # Where an answer may be the document or not, the configuration says it.
+        ({"question": "q", "context": "a", "answer": "x"}, {"pos": "context"}, ("q", ("a",), (1,))),
+        ({"question": "q", "context": "x", "answer": "a"}, {"pos": "answer"}, ("q", ("a",), (1,))),
+        (
+            {"question": "q", "context": "a", "answer": "x", "label": 0},
+            {"document": "context"},
+            ("q", ("a",), (0,)),
+        ),
+        (
+            {"query": "q", "pos": "a", "bad": "b", "worse": ["c"]},
+            {"neg": "bad+worse"},
+            ("q", ("a", "b", "c"), (1, 0, 0)),
+        ),
+        ({"query": "q", "pos": "a", "bad+worse": "b"}, {"neg": "bad+worse"}, ("q", ("a", "b"), (1, 0))),
         ({"query": "q", "pos": "a", "bad_2": "c", "bad_1": "b"}, {"neg": "bad"}, ("q", ("a", "b", "c"), (1, 0, 0))),
     ],
 )
@@ -246,6 +352,40 @@ def test_fields_are_read_as_the_configuration_names_them(tmp_path: Path, row: An
             "positive_document_ids: names documents by ids of another file; write their texts, as pos and neg",
         ),
         (
+            {
+                **{"query_id": "1", "query_text": "q", "query_image": None, "positive_document_ids": ["1"]},
+                **{"negative_document_ids": ["2"], "answer": "algae", "source": "nq"},
+            },
+            {},
+            "positive_document_ids: names documents by ids of another file; write their texts, as pos and neg",
+        ),
+        (
+            {"question": "q", "context": "a", "answer": "x"},
+            {},
+            "both answer and context, and either may be the document; name one in data.fields, as pos: context",
+        ),
+        (
+            {"question": "q", "context": "a", "answer": "x", "label": 1},
+            {},
+            "both answer and context, and either may be the document; name one in data.fields, as document: context",
+        ),
+        (
+            {"query": "q", "response": "x", "passage": "a"},
+            {},
+            "both response and passage, and either may be the document; name one in data.fields, as pos: passage",
+        ),
+        (
+            {"query": "q", "pos": ["a"], "pos_scores": [0.9]},
+            {},
+            "no field 'neg'; write an empty list where there are none, or, where pos has documents of both kinds, "
+            "name documents: pos and scores: pos_scores in data.fields",
+        ),
+        (
+            {"query": "q", "positive": "a", "negative": ["b", "c"], "label": [9, 3]},
+            {},
+            "2 label for 3 documents; give one for each",
+        ),
+        (
             {"query-id": "1", "corpus-id": "2", "score": 1},
             {},
             "corpus-id: is a line of judgements; give the BEIR folder that they belong to",
@@ -264,7 +404,7 @@ def test_fields_are_read_as_the_configuration_names_them(tmp_path: Path, row: An
         (
             {"anchor": "q", "positive": "a", "negative": "b", "scores": [1]},
             {},
-            "0 neg_scores for 1 neg; give one for each",
+            "1 scores for 2 documents; give one for each",  # the row has no neg_scores
         ),
         (
             {"messages": [*MESSAGES, MESSAGES[1]], "positive_messages": [message("a")]},
@@ -276,6 +416,9 @@ def test_fields_are_read_as_the_configuration_names_them(tmp_path: Path, row: An
 def test_what_is_not_known_is_refused_with_its_line(tmp_path: Path, row: Any, fields: Any, message: str):
     file = lines(tmp_path / "rows.jsonl", row)
     assert refusal(file, **fields) == f"{file}:1: {message}"
+    table = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), table)
+    assert refusal(table, **fields) == f"{table}:1: {message}"
 
 
 def test_an_unknown_layout_of_parquet_is_refused_with_its_columns(tmp_path: Path):

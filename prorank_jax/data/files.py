@@ -2,10 +2,13 @@
 
 Files are `.jsonl`, `.jsonl.gz` or `.parquet` with columns of the same names; `rows.py` says what a row holds, and
 `layouts.py` how those of other trainers are read. A label is a judgement, relevant above 0. A score is a teacher's, a
-difference of logits: where a row has only scores, its labels are 1 for those above 0 and 0 for the others.
+difference of logits: where a row has only scores, its labels are 1 for those above 0 and 0 for the others. Where all
+scores are from 0 to 1, they are probabilities, and the labels are 1 for those above 0.5.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ HUB = "hf://datasets/"
 _GLOB = frozenset("*?[")
 _PARQUET_ROWS = 512
 NONE: Mapping[str, str] = MappingProxyType({})
+_log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -45,7 +49,7 @@ def read_rows(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[Ro
     """The rows of a file, of a folder or pattern of files, or of files on the Hugging Face hub, all of one shape.
 
     A document that a row repeats is there once, by its highest label; the last row is followed by one warning, where
-    there were such.
+    there were such, and by one where labels were made of probabilities.
 
     Raises:
       InputError: there is no such file; a file is empty, damaged or not of these shapes; a value is of the wrong type
@@ -53,10 +57,17 @@ def read_rows(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[Ro
         file, the row) and the remedy.
     """
     repeats = Repeats()
-    rows = ((place, _row(place, row, repeats)) for place, row in read_fields(path, fields))
+    threshold = _threshold(path, fields)
+    rows = ((place, _row(place, row, repeats, threshold)) for place, row in read_fields(path, fields))
     for _, row in of_one_shape((place, row.shape, row) for place, row in rows):
         yield row
     repeats.warn(str(path), "rows")
+    if threshold:
+        _log.warning(
+            "%s: no labels, and all scores are from 0 to 1, as probabilities are: documents above 0.5 are taken as "
+            "relevant; for another limit write labels, and for targets made of scores, write differences of logits",
+            path,
+        )
 
 
 def read_fields(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -161,13 +172,44 @@ def _parquet(file: Path, fields: dict[str, str]) -> Iterator[tuple[str, dict[str
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=found):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}:{number}", row
+                    yield f"{file}:{number}", _plain(row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file}: not readable as Parquet ({reason}); make or download it again") from None
 
 
-def _row(place: str, fields: Mapping[str, Any], repeats: Repeats) -> Row:
+def _plain(value: Any) -> Any:
+    """A value of a table as JSON would have it: bytes as the text that they encode, a decimal as a number."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:  # an image, say: refused where a text is wanted
+            return value
+    return value
+
+
+def _threshold(path: str | Path, fields: Mapping[str, str]) -> float:
+    """The score above which a document without a label is relevant: 0, or 0.5 where all scores are probabilities.
+
+    Reads rows until one has a score that is no probability, or a label.
+    """
+    between = False
+    for place, row in read_fields(path, fields):
+        found = checked(place, row)
+        scores = found.get("scores", [found["score"]] if "score" in found else [])
+        if "label" in found or "labels" in found or not scores or not all(0 <= score <= 1 for score in scores):
+            return 0.0
+        between |= any(0 < score < 1 for score in scores)
+    return 0.5 if between else 0.0
+
+
+def _row(place: str, fields: Mapping[str, Any], repeats: Repeats, threshold: float) -> Row:
     row = checked(place, fields)
     documents: list[str]
     labels: list[float] | None
@@ -190,7 +232,7 @@ def _row(place: str, fields: Mapping[str, Any], repeats: Repeats) -> Row:
                 else "no field 'label'; a query and a document need a label or a score: name one in data.fields"
             )
             raise InputError(f"{place}: {problem}, or get scores with prorank data score")
-        labels = [score > 0 for score in scores]
+        labels = [score > threshold for score in scores]
     kept = repeats.kept(documents, labels)
     return Row(
         query=row["query"],

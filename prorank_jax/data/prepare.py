@@ -33,8 +33,8 @@ _SHARDS = "groups-*.array_record"
 _WAITING = "rows-"
 # Single records are read: a chunk of more would be read and unpacked whole for each.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_GROUPING = "by query"
-"""How groups are made; groups that were made in another way are made again."""
+_GROUPING = "by query, probabilities relevant above 0.5"
+"""How groups and their labels are made; groups that were made in another way are made again."""
 
 
 def prepare(

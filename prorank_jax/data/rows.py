@@ -5,8 +5,8 @@
     listwise   {"query": "...", "documents": ["...", "..."], "scores": [2.5, -1]}    or "labels", or both
 
 Each may have an `instruction`. A text or a number may stand for a list of one, and null for what is left out. A
-document is a text, or an object with a text and, if it has one, a `title`. A label may be true or false, or a number in
-quotes. Rows of other trainers become these in `layouts.py`.
+document is a text, or an object with a text and, if it has one, a `title`. A label may be true or false, and a number
+may be in quotes. Rows of other trainers become these in `layouts.py`.
 """
 
 import re
@@ -33,7 +33,7 @@ _BESIDE: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
 _SHAPE_OF = {field: fields for fields in _BESIDE for field in fields}
 DOCUMENTS = tuple(_SHAPE_OF)
 FIELDS: tuple[RowField, ...] = get_args(RowField)
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LABELS = ("label", "labels")
 _TEXTS = ("text", "contents", "content", "segment", "body", "passage")
 """What the text of a document is called in its object; the first that is there counts."""
@@ -52,10 +52,16 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
             f"{place}: no field {missing!r}; a row has {SHAPES}, and this one has "
             f"{', '.join(row) or 'nothing'}; name its fields in data.fields"
         )
-    fields = _SHAPE_OF[given[0]]
-    if others := [name for name in given if name not in fields]:
-        raise InputError(f"{place}: both {given[0]} and {others[0]}; a row has {SHAPES}")
+    filled = [name for name in given if row[name] != []] or given
+    fields = _SHAPE_OF[filled[0]]
+    if others := [name for name in filled if name not in fields]:
+        raise InputError(f"{place}: both {filled[0]} and {others[0]}; a row has {SHAPES}")
     for name in fields:
+        if name == "neg" and name not in given and row.get("pos_scores"):
+            raise InputError(
+                f"{place}: no field 'neg'; write an empty list where there are none, or, where pos has documents of "
+                "both kinds, name documents: pos and scores: pos_scores in data.fields"
+            )
         if name not in given:
             raise InputError(f"{place}: no field {name!r}; write pos and neg, an empty list where there are none")
     return fields
@@ -125,7 +131,9 @@ def one_for_each(place: str, name: str, value: Any, field: str, count: int) -> l
 def _text(place: str, name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         text = next((value[field] for field in _TEXTS if value.get(field) is not None), None)
-        title = value.get("title") or ""
+        title = value.get("title")
+        if title is None or title != title:  # NaN, as pandas writes what is missing
+            title = ""
         if not isinstance(text, str) or not isinstance(title, str):
             raise InputError(
                 f"{place}: {name}={shown(value)} is no document; write a string, or an object with the strings "
@@ -153,8 +161,10 @@ def _numbers(place: str, name: str, value: Any, field: str, count: int) -> list[
 
 
 def _number(place: str, name: str, value: Any, index: str = "") -> float:
-    if name in _LABELS:
-        value = _label(value)
+    if isinstance(value, bool) and name in _LABELS:
+        value = int(value)
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{place}: {name}{index}={shown(value)} is not a number; write one, as 1, 0 or -2.5")
     # Not `math.isfinite`, which fails on whole numbers above all floats; NaN is below nothing.
@@ -162,13 +172,4 @@ def _number(place: str, name: str, value: Any, index: str = "") -> float:
         raise InputError(
             f"{place}: {name}{index}={shown(value)} is not finite in 32 bits; mend it or leave the row out"
         )
-    return value
-
-
-def _label(value: Any) -> Any:
-    """A label as the number that it means: true -> 1, "0" -> 0; all else as it is."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        return float(value)
     return value
