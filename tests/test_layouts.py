@@ -13,6 +13,7 @@ import pytest
 from prorank_jax.config_file import parse_config
 from prorank_jax.data import jsonl
 from prorank_jax.data.files import Row, read_rows
+from prorank_jax.data.prepare import prepare
 from prorank_jax.errors import InputError
 
 QUERY, POSITIVE, NEGATIVE = "what do crabs eat?", "Crabs eat algae.", "Crabs walk sideways."
@@ -239,6 +240,15 @@ def test_probabilities_are_relevant_above_a_half(tmp_path: Path, caplog: pytest.
     judged = [{"query": "q", "document": "a", "score": 1}, {"query": "q", "document": "b", "score": 0}]
     assert [row.labels for row in read_rows(lines(tmp_path / "rows.jsonl", *judged))] == [(1.0,), (0.0,)]
     assert not caplog.messages
+
+
+def test_probabilities_of_scattered_queries_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows = [
+        {"query": query, "content": query + end, "score": s} for end, s in (("1", 0.9), ("2", 0.1)) for query in "ab"
+    ]
+    prepared = prepare(lines(tmp_path / "rows.jsonl", *rows), tmp_path / "out", single=False, positives_only=True)
+    assert (prepared.groups, prepared.lowest_label) == (2, 0)
+    assert len([message for message in caplog.messages if "probabilities" in message]) == 1
 
 
 def test_decimals_and_bytes_of_parquet_are_numbers_and_texts(tmp_path: Path):

@@ -9,6 +9,7 @@ scores are from 0 to 1, they are probabilities, and the labels are 1 for those a
 import logging
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -63,11 +64,7 @@ def read_rows(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[Ro
         yield row
     repeats.warn(str(path), "rows")
     if threshold:
-        _log.warning(
-            "%s: no labels, and all scores are from 0 to 1, as probabilities are: documents above 0.5 are taken as "
-            "relevant; for another limit write labels, and for targets made of scores, write differences of logits",
-            path,
-        )
+        _warn_of_probabilities(str(path))
 
 
 def read_fields(path: str | Path, fields: Mapping[str, str] = NONE) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -207,6 +204,15 @@ def _threshold(path: str | Path, fields: Mapping[str, str]) -> float:
             return 0.0
         between |= any(0 < score < 1 for score in scores)
     return 0.5 if between else 0.0
+
+
+@lru_cache  # once: a preparation may read rows twice
+def _warn_of_probabilities(path: str) -> None:
+    _log.warning(
+        "%s: no labels, and all scores are from 0 to 1, as probabilities are: documents above 0.5 are taken as "
+        "relevant; for another limit write labels, and for targets made of scores, write differences of logits",
+        path,
+    )
 
 
 def _row(place: str, fields: Mapping[str, Any], repeats: Repeats, threshold: float) -> Row:

@@ -81,6 +81,8 @@ def to_ours(place: str, row: Row, fields: dict[str, str]) -> Row:
     found = {name: _mapped(place, row, name, path) for name, path in paths.items()}
     used = {name for path in paths.values() for name in _names(row, path)}
     ours = {name: value for name, value in row.items() if name not in used} | found
+    if "documents" in fields:
+        ours = {name: value for name, value in ours.items() if name not in ("pos", "neg") or value != []}
     if "pos" in found:
         ours.setdefault("neg", [])
     if ours.get("pos") is not None and isinstance(ours.get("scores"), list):

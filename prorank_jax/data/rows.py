@@ -52,10 +52,9 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
             f"{place}: no field {missing!r}; a row has {SHAPES}, and this one has "
             f"{', '.join(row) or 'nothing'}; name its fields in data.fields"
         )
-    filled = [name for name in given if row[name] != []] or given
-    fields = _SHAPE_OF[filled[0]]
-    if others := [name for name in filled if name not in fields]:
-        raise InputError(f"{place}: both {filled[0]} and {others[0]}; a row has {SHAPES}")
+    fields = _SHAPE_OF[given[0]]
+    if others := [name for name in given if name not in fields]:
+        raise InputError(f"{place}: both {given[0]} and {others[0]}; a row has {SHAPES}")
     for name in fields:
         if name == "neg" and name not in given and row.get("pos_scores"):
             raise InputError(
