@@ -102,7 +102,7 @@ _NOT_EVERY_DECODER = re.compile(
     r"(^|_)(scal|multiplier|mrope|position|alibi|nope|expert|moe|rout|clip|softcap|sliding|window|bias|residual|mup|conv"
     "|ssm|mamba|causal|bidirectional|parallel|factor|quant|compress|cap(_|$)|gate(_|$)|logit)"
 )
-# A factor of 1 is none, but where it stands for another (the root of the head size) or is divided by one (of the depth).
+# A factor of 1 is none, unless it stands for another (the root of the head size) or is divided by one (of the depth).
 _FACTOR = re.compile(r"(^|_)(scal(e|ing)|multipliers?)(_|$)")
 _NO_PLAIN_FACTOR = re.compile("attention|attn|softmax|qk|query|depth|dim|width|layer")
 
