@@ -20,7 +20,7 @@ from prorank_jax.config import PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.errors import InputError
 from prorank_jax.pieces import Pieces, Slot, cut_template, find_answer_ids
-from prorank_jax.slots import encode_slots, slot_tokenizer
+from prorank_jax.slots import control_tokens, encode_slots, slot_tokenizer
 from prorank_jax.storage import fetched
 from prorank_jax.templates import (
     DOCUMENT,
@@ -343,7 +343,7 @@ def build_prompt(
     end_token = turn_end(template, PAIR, tokenizer) or own_turn_end(tokenizer)
     if end_token is None:
         raise InputError(f"{place}: no token ends the assistant's turn; set eos_token in tokenizer_config.json")
-    if problem := no_answer_place(answer_tail(rendered), end_token):
+    if problem := no_answer_place(answer_tail(rendered), end_token, control_tokens(tokenizer).values()):
         _warn(source, problem)
     end_id = template_ids(tokenizer, end_token)[0]
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, end_id)
