@@ -9,6 +9,7 @@ import logging
 import re
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import Tokenizer
 
+from prorank_jax.byte_order_mark import without_marks
 from prorank_jax.config import PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.errors import InputError
@@ -233,7 +235,9 @@ def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: has no tokenizer.json; copy the base model's tokenizer files into it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder_or_id), trust_remote_code=False)
+        with without_marks(folder) if folder.is_dir() else nullcontext(folder_or_id) as source:
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer.name_or_path = str(folder_or_id)
     except Exception as error:  # the Rust parser raises Exception itself on a malformed tokenizer.json
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

@@ -1,5 +1,6 @@
 """Where a prompt ends: thoughts off or closed, a beginning-of-text token in front, and a warning where it is wrong."""
 
+import codecs
 import shutil
 from pathlib import Path
 
@@ -196,6 +197,23 @@ def test_one_bos_where_the_tokenizer_puts_one(prints: bool, shared: Path, tmp_pa
             )
             == ids
         )
+
+
+def test_a_folder_whose_json_has_byte_order_marks(tiny_model: Path, tmp_path: Path) -> None:
+    """All of it: the model, its tokenizer and the answers of a reranker."""
+    plain = load_pretrained(tiny_model)
+    expected = load_prompt(plain, PromptConfig(), "base")
+    exported = tmp_path / "export"
+    export_model(exported, plain, plain.params, expected, Record("base"))
+    for source in (tiny_model, exported):
+        folder = shutil.copytree(source, tmp_path / f"marked {source.name}")
+        marked = [*folder.rglob("*.json")]
+        assert len(marked) >= 3
+        for path in marked:
+            path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        found = load_prompt(load_pretrained(folder), PromptConfig(), "base")
+        assert (found.encode("a", "b"), found.answer_ids) == (expected.encode("a", "b"), expected.answer_ids)
+        assert found.tokenizer.name_or_path == str(folder)
 
 
 def test_a_bos_later_in_the_text_is_not_the_one_in_front(tmp_path: Path) -> None:
