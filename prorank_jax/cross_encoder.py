@@ -72,7 +72,7 @@ def read_answer_ids(folder: Path) -> tuple[int, int] | None:
 
 def _read(path: Path) -> Any:
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); export the model again") from None
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ import logging
 import re
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import Tokenizer
 
+from prorank_jax.byte_order_mark import without_marks
 from prorank_jax.config import PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.errors import InputError
 from prorank_jax.pieces import Pieces, Slot, cut_template, find_answer_ids
-from prorank_jax.slots import encode_slots, slot_tokenizer
+from prorank_jax.slots import control_tokens, encode_slots, slot_tokenizer
 from prorank_jax.storage import fetched
 from prorank_jax.templates import (
     DOCUMENT,
@@ -233,7 +235,9 @@ def load_tokenizer(folder_or_id: str | Path) -> "PreTrainedTokenizerFast":
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: has no tokenizer.json; copy the base model's tokenizer files into it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder_or_id), trust_remote_code=False)
+        with without_marks(folder) if folder.is_dir() else nullcontext(folder_or_id) as source:
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer.name_or_path = str(folder_or_id)
     except Exception as error:  # the Rust parser raises Exception itself on a malformed tokenizer.json
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -343,7 +347,7 @@ def build_prompt(
     end_token = turn_end(template, PAIR, tokenizer) or own_turn_end(tokenizer)
     if end_token is None:
         raise InputError(f"{place}: no token ends the assistant's turn; set eos_token in tokenizer_config.json")
-    if problem := no_answer_place(answer_tail(rendered), end_token):
+    if problem := no_answer_place(answer_tail(rendered), end_token, control_tokens(tokenizer).values()):
         _warn(source, problem)
     end_id = template_ids(tokenizer, end_token)[0]
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, end_id)

@@ -138,12 +138,12 @@ def make_template(
 
 
 def missing_bos(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
-    """The beginning-of-text token, where the tokenizer puts one before every text and a rendered template has none.
+    """The beginning-of-text token, where the tokenizer puts one before every text and a template does not.
 
     Tools that render a template add no token to what it prints.
     """
     bos = tokenizer.bos_token
-    if not bos or bos in text or tokenizer.encode("a")[0] != tokenizer.bos_token_id:
+    if not bos or text.lstrip().startswith(bos) or tokenizer.encode("a")[0] != tokenizer.bos_token_id:
         return ""
     return str(bos)
 
@@ -170,7 +170,7 @@ def adapt(template: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     for name in _no_thoughts(template, PAIR, tokenizer):
         template = f"{{% set {name} = false %}}\n{template}"
     rendered = render(template, PAIR, tokenizer)
-    if close := thinking.closing(answer_tail(rendered), [template, *control_tokens(tokenizer).values()]):
+    if close := _closing(rendered, template, tokenizer):
         printed = f"{{{{ {_literal(close)} }}}}"
         if _prints_answer(template, tokenizer):
             printed = f'{{%+ if messages[-1].role != "assistant" %}}{printed}{{% endif %}}'
@@ -260,8 +260,14 @@ def _own_format(tokenizer: "PreTrainedTokenizerFast", user: str) -> str | None:
         except TemplateError:
             continue
         if text.count(SYSTEM) == 1 and text.count(user) == 1:
-            return text + thinking.closing(answer_tail(text), [chat, *control_tokens(tokenizer).values()])
+            return text + _closing(text, chat, tokenizer)
     return None
+
+
+def _closing(rendered: str, template: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What closes the block of thoughts that the last turn of a rendered template leaves open."""
+    tokens = control_tokens(tokenizer).values()
+    return thinking.closing(thinking.last_turn(answer_tail(rendered), tokens), [template, *tokens])
 
 
 def _no_thoughts(template: str, messages: Messages, tokenizer: "PreTrainedTokenizerFast") -> dict[str, bool]:

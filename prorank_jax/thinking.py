@@ -8,7 +8,7 @@ token.
 import re
 from collections.abc import Collection
 
-OFF = dict.fromkeys(("enable_thinking", "thinking", "reasoning"), False)
+OFF = dict.fromkeys(("enable_thinking", "enable_reasoning", "thinking", "reasoning", "think"), False)
 """The variables by which templates are asked not to think."""
 
 TAIL = 60
@@ -51,10 +51,24 @@ def closing(tail: str, known: Collection[str]) -> str:
     return ("\n" if tail.endswith("\n") else "\n\n") + f"{found}\n\n"
 
 
-def no_answer_place(tail: str, end_token: str) -> str | None:
-    """Why a model would not give its answer after the end of a prompt, as far as the text shows it."""
+def last_turn(tail: str, tokens: Collection[str]) -> str:
+    """What a text has after its last control token that is no tag of thoughts: a tag before it opens no block there.
+
+    >>> last_turn("Reason inside <think>.<|im_end|>\\n<|im_start|>assistant\\n<think>", ["<|im_start|>", "<think>"])
+    'assistant\\n<think>'
+    """
+    turns = [token for token in tokens if token and not _TAG.fullmatch(token)]
+    return tail[max((tail.rfind(token) + len(token) for token in turns if token in tail), default=0) :]
+
+
+def no_answer_place(tail: str, end_token: str, tokens: Collection[str]) -> str | None:
+    """Why a model would not give its answer after the end of a prompt, as far as the text shows it.
+
+    Args:
+      tokens: the model's control tokens.
+    """
     shown = repr(tail[-TAIL:])
-    if opened := open_block(tail):
+    if opened := open_block(last_turn(tail, tokens)):
         return f"the prompt ends in {shown}, inside of a {opened} block, where a model thinks; close it in the template"
     if tail.rstrip().endswith(end_token):
         return f"the prompt ends in {shown}, the end of a turn; print the beginning of the assistant's turn after it"

@@ -1,5 +1,6 @@
 """Where a prompt ends: thoughts off or closed, a beginning-of-text token in front, and a warning where it is wrong."""
 
+import codecs
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,7 @@ OFF = {
     "opened with two": "<think>\n\n",
     "named otherwise": "{% if reasoning is not defined or reasoning %}<think>\n{% endif %}<think>\n\n</think>\n\n",
 }
+OFF_BY = ["enable_thinking", "enable_reasoning", "thinking", "reasoning", "think"]
 EMPTY = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
@@ -64,6 +66,22 @@ def test_a_model_is_asked_for_its_answer_and_no_thoughts(
     for text in both(conversation(OFF[name]), tmp_path):
         assert text.endswith(EMPTY if name != "opened with two" else EMPTY.replace("\n\n</", "\n\n\n</"))
     assert caplog.records == []
+
+
+def test_a_tag_in_a_turn_before_opens_no_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the template says to the model in the user's turn; the assistant's turn is as it was."""
+    told = TURNS.replace("<|im_end|>", " Reason inside <think> and then answer.<|im_end|>")
+    for end, closed in (("", "<|im_start|>assistant\n"), ("<think>\n", EMPTY)):
+        for text in both(told + PROMPT + end + "{% endif %}", tmp_path):
+            assert text.endswith(f" Reason inside <think> and then answer.<|im_end|>\n{closed}")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("switch", OFF_BY)
+def test_every_switch_is_turned_off(switch: str, tmp_path: Path) -> None:
+    end = f"{{% if {switch} is not defined or {switch} %}}Let me think.{{% else %}}So:{{% endif %}}"
+    for text in both(conversation(end), tmp_path):
+        assert text.endswith("<|im_start|>assistant\nSo:")
 
 
 @pytest.mark.parametrize("name", ["hybrid", "open"])
@@ -179,6 +197,36 @@ def test_one_bos_where_the_tokenizer_puts_one(prints: bool, shared: Path, tmp_pa
             )
             == ids
         )
+
+
+def test_a_folder_whose_json_has_byte_order_marks(tiny_model: Path, tmp_path: Path) -> None:
+    """All of it: the model, its tokenizer and the answers of a reranker."""
+    plain = load_pretrained(tiny_model)
+    expected = load_prompt(plain, PromptConfig(), "base")
+    exported = tmp_path / "export"
+    export_model(exported, plain, plain.params, expected, Record("base"))
+    for source in (tiny_model, exported):
+        folder = shutil.copytree(source, tmp_path / f"marked {source.name}")
+        marked = [*folder.rglob("*.json")]
+        assert len(marked) >= 3
+        for path in marked:
+            path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        found = load_prompt(load_pretrained(folder), PromptConfig(), "base")
+        assert (found.encode("a", "b"), found.answer_ids) == (expected.encode("a", "b"), expected.answer_ids)
+        assert found.tokenizer.name_or_path == str(folder)
+
+
+def test_a_bos_later_in_the_text_is_not_the_one_in_front(tmp_path: Path) -> None:
+    """As a template that prints one before each of the assistant's turns."""
+    chat = "{% for m in messages %}{{ m.content }}\n{% endfor %}{{ bos_token }}answer:"
+    named = PromptConfig(template=write(tmp_path / "mine.jinja", chat))
+    for own, config in ((chat, PromptConfig()), (None, named)):
+        prompt = build_prompt(with_bos(own), config, place="made")
+        text = text_of(prompt)
+        assert text.startswith("<s>") and text.endswith("\n<s>answer:") and text.count("<s>") == 2
+        assert prompt.encode("love?", "never") == whole(prompt, "love?", "never")
+    spaced = with_bos("\n {{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}answer:")
+    assert text_of(build_prompt(spaced, PromptConfig(), place="made")).count("<s>") == 1
 
 
 def test_no_bos_where_the_tokenizer_puts_none(shared: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prorank_jax.model.attention import Rope, rotary_frequencies, within_window
 from prorank_jax.model.config_fields import INERT
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.families import FAMILIES, decoder_config
-from prorank_jax.model.hf import Pretrained, load_pretrained, save_pretrained
+from prorank_jax.model.hf import Pretrained, causal_config, load_pretrained, save_pretrained
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -375,6 +376,138 @@ def test_unknown_notes_are_named_in_one_warning(caplog: pytest.LogCaptureFixture
 def test_an_unknown_field_that_could_change_a_logit_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^f: {name}=.* is not supported for llama; if the model is the same witho"):
         decoder_config(BARE | {name: value}, "f")
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        *(
+            {"group_size_ratio": 0.25},
+            {"value_head_prefix": "score"},
+            {"normalize_reward": True, "mean": 0.3, "std": 2.0},
+        ),
+        *({"reward_model": True}, {"freeze_layers": [0, 1]}, {"summary_use_proj": True, "summary_type": "cls_index"}),
+        *({"debug": True}, {"pad_to_multiple_of": 64}, {"seqlen": 4096}, {"ds_config": {"zero": {"stage": 3}}}),
+        *({"onnx": {"opset": 17}}, {"generation_config": {"top_k": 5}}, {"is_matryoshka": True}, {"normalize": True}),
+        *({"model_parallel": True}, {"tensor_parallel": 2}, {"tensor_parallel_size": 8}, {"torch_compile": True}),
+        *({"embedding_multiplier": 1.0, "residual_multiplier": 1}, {"logits_scaling": 1.0}, {"scale_emb": 1}),
+        *({"mlp_multipliers": [1.0, 1]}, {"logit_scale": 1.0}, {"original_max_position_embeddings": 512}),
+        *({"rotary_dim": 8, "kv_channels": 8}, {"n_embd": 48, "d_model": 48, "embedding_size": 48}, {"n_head": 6}),
+        *({"n_layer": 3, "num_layers": 3}, {"layer_norm_eps": 1e-6}, {"num_kv_heads": 2}, {"n_inner": 72}),
+        *({"rotary_base": 10_000, "rotary_pct": 1.0}, {"activation_function": "silu"}, {"use_fused_rms_norm": True}),
+    ],
+)
+def test_notes_that_no_family_reads_change_nothing(notes: dict[str, Any]) -> None:
+    assert decoder_config(BARE | notes, "noted") == decoder_config(BARE, "bare")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"n_embd": 64}, {"rotary_dim": 4}, {"n_layer": 4}, {"n_head": 8}, {"layer_norm_eps": 1e-5}),
+        *({"rotary_base": 5e5}, {"activation_function": "gelu"}, {"num_kv_heads": 6}),
+        # 1 is not "off" for these: one replaces the root of the head size, one is divided by the root of the depth.
+        *({"attention_multiplier": 1.0}, {"softmax_scale": 1.0}, {"scale_depth": 1}, {"mlp_multipliers": [1.0, 2.0]}),
+        *({"flash_window": 128}, {"use_fused_alibi": True}, {"flash_attn_window_size": [128, 0]}),
+        *({"scale_by_token_ids": True}, {"parallel_attn": True}, {"use_parallel_residual": True}),
+        {"fused_scale": "by layer"},
+    ],
+)
+def test_what_disagrees_or_could_be_mathematics_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"^f: {next(iter(change))}=.* is not supported for llama"):
+        decoder_config(BARE | change, "f")
+
+
+def test_the_class_of_a_wrapper_is_read(tmp_path: Path) -> None:
+    """FSDP2's trainers write its own class's name; a list may hold other classes."""
+    for family, other in FAMILIES.items():
+        wrapped = BARE | {"model_type": family, "architectures": [f"FSDP{other.causal_lm}"]}
+        assert decoder_config(wrapped, "f") == decoder_config(BARE | {"model_type": family}, "f")
+        assert causal_config(wrapped)["architectures"] == [other.causal_lm]
+        decoder_config(wrapped | {"architectures": [other.classifier, other.causal_lm]}, "f")
+        for named in ([other.classifier], [f"FSDP{other.classifier}"], [f"Peft{other.causal_lm}"], [1], [["x"]], "x"):
+            with pytest.raises(InputError, match="^f: architectures=.* is not supported; only"):
+                decoder_config(wrapped | {"architectures": named}, "f")
+
+
+# What other files write, and transformers reads: its own configuration, and what of it the decoder must have.
+AS_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no window": ("qwen2", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1}),
+    "no window in Qwen3": ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1}),
+    "an activation that Gemma does not read": ("gemma2", {"hidden_act": "gelu"}),
+    "and Gemma 3 neither": ("gemma3_text", {"hidden_act": "gelu"}),
+    "a factor of no scaling": ("llama", {"rope_scaling": {"rope_type": "default", "factor": 2.0}}),
+    "keys of another rope": (
+        "llama",
+        {"rope_scaling": LLAMA3 | {"mscale": 2.0, "beta_fast": 32, "attention_factor": 2}},
+    ),
+    "keys of YaRN": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale_all_dim": 3.0}}),
+    "llama3 without its length": (
+        "llama",
+        {
+            "rope_scaling": {name: LLAMA3[name] for name in LLAMA3 if not name.startswith("original")},
+            "max_position_embeddings": 64,
+        },
+    ),
+    "its length beside it": (
+        "llama",
+        {
+            "rope_scaling": {name: LLAMA3[name] for name in LLAMA3 if not name.startswith("original")},
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "its length twice": ("llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 64}),
+}
+
+
+@pytest.mark.parametrize("name", AS_TRANSFORMERS)
+def test_a_file_means_what_transformers_takes_it_to_mean(name: str) -> None:
+    """The frequencies are those of its model, and the activation and the windows those of its configuration."""
+    family, change = AS_TRANSFORMERS[name]
+    written = json.loads(json.dumps(BARE | {"model_type": family} | change))
+    ours = decoder_config(written, "f")
+    config = AutoConfig.for_model(**written)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.config.to_dict() == config.to_dict()
+    types = getattr(config, "layer_types", None) or ["full_attention"] * 3
+    assert ours.sliding == (
+        tuple(kind == "sliding_attention" for kind in types) if "sliding_attention" in types else ()
+    )
+    assert ours.activation == ("gelu_tanh" if family.startswith("gemma") else "silu")
+    if family == "llama":
+        theirs = AutoModel.from_config(config).rotary_emb.inv_freq.numpy()
+        np.testing.assert_allclose(rotary_frequencies(ours.rope, ours.head_size), theirs, rtol=1e-6)
+
+
+def test_what_transformers_does_not_read_of_a_rope_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        decoder_config(BARE | {"rope_scaling": LLAMA3 | {"mscale": 2.0}}, "left over")
+    assert caplog.messages == [
+        "left over: rope_parameters.mscale=2.0 is not read with rope_type='llama3', as in transformers"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "llama",
+            {"rope_scaling": LLAMA3, "original_max_position_embeddings": 32},
+            "original_max_position_embeddings=32 is not rope_parameters.original_max_position_embeddings=64",
+        ),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 3, "use_sliding_window": False},
+            "layer_types names sliding_attention, and use_sliding_window=False; they disagree",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "default", "ratio": 2}}, "rope_parameters.ratio=2 is not supported"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu' is not supported"),
+    ],
+)
+def test_fields_that_disagree_are_refused(family: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^f: {re.escape(message)}"):
+        decoder_config(BARE | {"model_type": family} | change, "f")
 
 
 def test_a_base_model_is_read_where_it_is_tied() -> None:

@@ -183,7 +183,10 @@ def test_not_finite_in_bfloat16(tmp_path: Path) -> None:
 
 def test_frequencies_that_older_checkpoints_hold_are_read_over(qwen: Path) -> None:
     before = load_pretrained(qwen)
-    change(qwen, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(4, np.float32))
+    row = np.ones(4, np.float32)
+    change(qwen, model__layers__0__self_attn__rotary_emb__inv_freq=row, model__rotary_emb__inv_freq=row)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
+    change(qwen, model__rotary_emb__inv_freq=None, rotary_emb__inv_freq=row)
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
 
 
@@ -233,6 +236,14 @@ OTHER_NAMES: dict[str, Callable[[str], str]] = {
 }
 
 
+# What the model was wrapped in when it was saved.
+REMEDIES = {
+    "base_model.model.model.": ": it was saved inside of peft's wrapper; save model.merge_and_unload()",
+    "_orig_mod.model.": ": it was saved inside of torch.compile's wrapper; save model._orig_mod",
+    "module.model.": ": it was saved inside of a data-parallel wrapper; save model.module",
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_that_transformers_reads(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without a prefix, sharded or not: those that it finds every tensor by, and no others."""
@@ -246,8 +257,9 @@ def test_names_that_transformers_reads(family: str, tmp_path: Path, monkeypatch:
             if name in NAMES:
                 jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder).params, expected)
             else:
-                tensor = refused(folder).partition(": tensor ")[2].removesuffix(UNKNOWN)
+                tensor, _, remedy = refused(folder).partition(": tensor ")[2].partition(UNKNOWN)
                 assert tensor in load_file(folder / "model.safetensors")
+                assert remedy == REMEDIES.get(name, "")
 
 
 def test_an_embedding_model_without_prefix(shared: Path) -> None:
@@ -272,10 +284,12 @@ def test_a_tensor_under_two_names_is_refused(qwen: Path) -> None:
 
 def test_heads_beside_the_language_model_are_named_and_not_read(qwen: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = load_pretrained(qwen)
-    change(qwen, score__weight=np.ones((1, 48), np.float32), v_head__summary__weight=np.ones((1, 48), np.float32))
+    row = np.ones((1, 48), np.float32)
+    change(qwen, score__weight=row, v_head__summary__weight=row, value_head__weight=row)
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
     [warning] = caplog.messages
-    assert warning == f"{qwen}: score.weight, v_head.summary.weight: not read: the score comes from the language model"
+    named = "score.weight, v_head.summary.weight, value_head.weight"
+    assert warning == f"{qwen}: {named}: not read: the score comes from the language model"
 
 
 def test_a_folder_of_an_adapter_alone(shared: Path, qwen: Path, tmp_path: Path) -> None:
@@ -297,9 +311,73 @@ def test_a_folder_of_an_adapter_alone(shared: Path, qwen: Path, tmp_path: Path) 
     assert refused(qwen) == f"{qwen}: an adapter without its base model{merge}"
 
 
+MLX = "mlx_lm.fuse --model {} --adapter-path FOLDER --save-path OUT --dequantize, and give OUT"
+
+
+def test_a_folder_of_an_mlx_adapter(qwen: Path, tmp_path: Path) -> None:
+    """As mlx_lm.lora writes it; its description may be damaged or gone."""
+    described = {"fine_tune_type": "lora", "model": "mlx-community/Qwen3-0.6B-bf16", "num_layers": 16, "rank": 8}
+    for content, base in ((described, described["model"]), ({"model": None}, None), (None, None)):
+        for name in ("adapters.safetensors", "0000100_adapters.safetensors", "adapters.npz"):
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            (folder / name).write_bytes(b"")
+            if content is not None:
+                (folder / "adapter_config.json").write_text(json.dumps(content))
+            named = f" {base}" if base else ""
+            fuse = MLX.format(base or "BASE")
+            assert refused(folder) == f"{folder}: an adapter without its base model{named}; merge them with MLX: {fuse}"
+            (folder / name).unlink()
+            if content is described:
+                assert refused(folder).endswith(fuse)
+    (qwen / "model.safetensors").rename(qwen / "adapters.safetensors")
+    assert refused(qwen).endswith(MLX.format("BASE"))
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"])
+def test_an_adapter_that_cannot_be_merged(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    described = {"peft_type": kind, "base_model_name_or_path": "x/y"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    assert refused(tmp_path) == (
+        f"{tmp_path / 'adapter_config.json'}: peft_type={kind!r}: cannot be merged with its base model x/y, and is not "
+        "supported; use a LoRA adapter, or a model that was trained whole"
+    )
+
+
+def test_a_model_that_holds_an_adapters_tensors(qwen: Path) -> None:
+    """As model.save_pretrained of the model inside of peft's writes it, and save_model of the whole."""
+    row = np.ones((2, 48), np.float32)
+    for name in (
+        *("model.layers.0.self_attn.q_proj.lora_A.default.weight", "model.layers.0.self_attn.q_proj.base_layer.weight"),
+        *("base_model.model.model.layers.0.mlp.up_proj.lora_B.weight", "model.embed_tokens.lora_embedding_A.default"),
+        *("model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight", "lm_head.modules_to_save.default.weight"),
+    ):
+        change(qwen, **{name: row})
+        assert refused(qwen) == (
+            f"{qwen / 'model.safetensors'}: tensor {name} is an adapter's, which was not merged; merge it with peft: "
+            "model.merge_and_unload().save_pretrained(OUT), and give OUT"
+        )
+        change(qwen, **{name: None})
+    assert load_pretrained(qwen)
+
+
+def test_json_with_a_byte_order_mark(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some editors write it."""
+    out = tmp_path / "out"
+    shard(qwen, out, monkeypatch)
+    for name in ("config.json", "model.safetensors.index.json"):
+        (out / name).write_text((out / name).read_text(), encoding="utf-8-sig")
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(out).params, load_pretrained(qwen).params)
+    described = tmp_path / "adapter" / "adapter_config.json"
+    described.parent.mkdir()
+    described.write_text('{"base_model_name_or_path": "x/y"}', encoding="utf-8-sig")
+    assert "an adapter without its base model x/y; merge" in refused(described.parent)
+
+
 def test_an_adapter_beside_a_model_is_named_and_not_read(qwen: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = load_pretrained(qwen)
-    shutil.copy(qwen / "model.safetensors", qwen / "adapter_model.safetensors")
+    for name in ("adapter_model.safetensors", "adapters.safetensors"):
+        shutil.copy(qwen / "model.safetensors", qwen / name)
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(qwen).params, before.params)
     assert caplog.messages == [
         f"{qwen / 'adapter_model.safetensors'}: not read: the model is what model.safetensors holds without it"

@@ -2,13 +2,14 @@
 
 `transformers` keeps every field that it meets, so a file carries the settings of generation, of training and of the
 tools that it went through. A field is off (null, false, zero, empty), or known to change no logit, or reads as a note:
-text whose name has no word of the mathematics, or a value whose name has a word of bookkeeping. All else could ask for
-mathematics that the decoder does not have.
+text whose name has no word of the mathematics, or a value whose name has a word of bookkeeping; or it is another
+name of a field that is read, and agrees with it; or a factor of 1. All else could ask for mathematics that the decoder
+does not have.
 """
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -46,14 +47,37 @@ INERT = {
     *("target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type", "use_mtp"),
     # Notes that other tools leave.
     *("is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version", "model_name"),
-    *("sentence_transformers", "classifier_from_token", "license"),
+    *("sentence_transformers", "classifier_from_token", "license", "generation_config", "debug", "seqlen", "onnx"),
+    *("ds_config", "pad_to_multiple_of", "is_matryoshka", "normalize", "freeze_layers"),
+    # Of training: the groups of shifted attention; a reward, which reads the hidden states, and its statistics.
+    *("group_size_ratio", "reward_model", "normalize_reward", "value_head_prefix", "mean", "std"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+    # How many devices compute a product.
+    *("model_parallel", "tensor_parallel", "tensor_parallel_size"),
     # Of layers that `use_sliding_window` turns on; where a family does not read that one, it is refused itself.
     "max_window_layers",
 }
 """Fields that change no logit, whatever their value."""
 
-# A model is evaluated, and trained here, without dropout. Ids of tokens choose what is read, not what it means.
-_INERT_NAME = re.compile(r"^_|dropout|layerdrop|drop_path|_pdrop$|(^|_)token_(id|ids|index)$|^forced_\w+_token_id$")
+ALIASES = {
+    **dict.fromkeys(("n_embd", "d_model", "embedding_size", "embed_dim", "hidden_dim", "n_embed"), "hidden_size"),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads"), "num_attention_heads"),
+    **dict.fromkeys(("num_kv_heads", "n_kv_heads", "n_head_kv"), "num_key_value_heads"),
+    **dict.fromkeys(("rotary_dim", "kv_channels", "attention_head_dim", "head_size"), "head_dim"),
+    **dict.fromkeys(("n_inner", "ffn_hidden_size", "ffn_dim", "d_ff"), "intermediate_size"),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), "rms_norm_eps"),
+    **dict.fromkeys(("rotary_base", "rotary_emb_base", "rope_base"), "rope_theta"),
+    **dict.fromkeys(("rotary_pct", "rotary_percent"), "partial_rotary_factor"),
+    **dict.fromkeys(("activation_function", "hidden_activation"), "hidden_act"),
+    "n_vocab": "vocab_size",
+}
+"""Other names of fields that are read, which must agree with these."""
+
+# A model is evaluated, and trained here, without dropout.
+_INERT_NAME = re.compile(r"^_|dropout|layerdrop|drop_path|_pdrop$")
+# Ids of tokens choose what is read, not what it means.
+_TOKEN_IDS = re.compile(r"(^|_)token_(id|ids|index)$")
 
 _MATHEMATICS = re.compile(
     "(scal|multiplier|norm|rope|mrope|rotary|position|alibi|nope|attention|attn|expert|moe|rout|clip|softcap|sliding"
@@ -71,14 +95,23 @@ _BOOKKEEPING = {
     *("checkpoint", "optimizer", "decay", "warmup", "dataset", "datasets", "data", "eval", "evaluation", "metrics"),
     *("accuracy", "unsloth", "axolotl", "mlx", "lora", "peft", "trl"),
 }
-# How a product is computed, not which.
-_IMPLEMENTATION = re.compile(
-    r"flash|fused|fuse_|sdpa|liger|implementation|kernels|compile|in_fp32|upcast|^(bf|fp)(16|32)$"
+# How a product is computed, not which: a switch of a product that every decoder has, or its precision.
+_IMPLEMENTATION = re.compile(r"(^|_)(flash|fused?|sdpa|liger|(\w+_)?implementation|kernels?|compile)(_|$)")
+_PRECISION = re.compile(r"_in_fp32$|^upcast_|^(bf|fp)(16|32)$")
+_NOT_EVERY_DECODER = re.compile(
+    r"(^|_)(scal|multiplier|mrope|position|alibi|nope|expert|moe|rout|clip|softcap|sliding|window|bias|residual|mup|conv"
+    "|ssm|mamba|causal|bidirectional|parallel|factor|quant|compress|cap(_|$)|gate(_|$)|logit)"
 )
+# A factor of 1 is none, unless it stands for another (the root of the head size) or is divided by one (of the depth).
+_FACTOR = re.compile(r"(^|_)(scal(e|ing)|multipliers?)(_|$)")
+_NO_PLAIN_FACTOR = re.compile("attention|attn|softmax|qk|query|depth|dim|width|layer")
 
 
-def check_unread(config: Mapping[str, Any], read: Collection[str], place: str) -> None:
+def check_unread(config: Mapping[str, Any], read: Mapping[str, Any], place: str) -> None:
     """Refuses the fields beyond `read` that could change a logit; names those that nobody knows in one warning.
+
+    Args:
+      read: the fields that are read, and what they mean.
 
     Raises:
       InputError: a field could ask for other mathematics.
@@ -86,7 +119,8 @@ def check_unread(config: Mapping[str, Any], read: Collection[str], place: str) -
     unknown = [
         name
         for name, value in config.items()
-        if not (name in read or name in INERT or _INERT_NAME.search(name) or _is_off(value))
+        if not (name in read or _is_inert(name) or _is_off(value) or _is_factor_of_one(name, value))
+        and not (name in ALIASES and type(value) is not bool and value == read.get(ALIASES[name]))
     ]
     if config.get("use_sliding_window") is False and "sliding_window" in unknown:
         unknown.remove("sliding_window")
@@ -117,10 +151,26 @@ def _is_off(value: Any) -> bool:
     return value is None or value in (False, 0, "", [], {})
 
 
+def _is_inert(name: str) -> bool:
+    ids = _TOKEN_IDS.search(name) and not any(_MATHEMATICS.match(word) for word in _words(name))
+    return name in INERT or bool(_INERT_NAME.search(name)) or bool(ids)
+
+
+def _is_factor_of_one(name: str, value: Any) -> bool:
+    factors = value if isinstance(value, list) else [value]
+    plain = bool(_FACTOR.search(name)) and not _NO_PLAIN_FACTOR.search(name)
+    return plain and all(type(factor) in (int, float) and factor == 1 for factor in factors)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.split(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])", name)]
+
+
 def _is_note(name: str, value: Any) -> bool:
-    if _IMPLEMENTATION.search(name):
+    switch = isinstance(value, (bool, str)) and not _NOT_EVERY_DECODER.search(name)
+    if _PRECISION.search(name) or (switch and _IMPLEMENTATION.search(name)):
         return True
-    words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])", name)]
+    words = _words(name)
     bookkeeping = not _BOOKKEEPING.isdisjoint(words)
     mathematics = any(_MATHEMATICS.match(word) for word in words)
     if _is_text(value):

@@ -4,8 +4,10 @@ A field that is left out means what Hugging Face takes it to mean, which differs
 and asks for mathematics that the decoder does not have is refused by name; `config_fields.py` judges the others.
 """
 
+import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,6 +45,7 @@ _COMMON = {
     "rope_scaling": None,
     "rope_theta": 10_000.0,
     "partial_rotary_factor": 1.0,
+    "original_max_position_embeddings": None,
 }
 _QWEN = {
     **_COMMON,
@@ -118,8 +121,14 @@ _ACTIVATIONS: dict[Any, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_p
 _ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
+_OTHER_ROPES = {
+    *("factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim", "attention_factor", "beta_fast"),
+    *("beta_slow", "short_factor", "long_factor", "truncate"),
+}
+"""What some types read, of which transformers reads nothing with the others."""
+_log = logging.getLogger(__name__)
 
 
 def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
@@ -154,6 +163,9 @@ def decoder_config(config: Mapping[str, Any], place: str) -> DecoderConfig:
         )
     sliding = _sliding_layers(fields, name, layers)
     rope, sliding_rope = _ropes(fields, nested=name == "gemma3_text")
+    read = {field: fields[field] for field in (*_SIZES, *family.defaults)}
+    read |= {"num_key_value_heads": kv_heads, "head_dim": head_size, "rope_theta": rope.theta}
+    check_unread(config, read | dict.fromkeys(("architectures", "auto_map")), place)
     return DecoderConfig(
         vocabulary=fields.size("vocab_size"),
         width=width,
@@ -214,8 +226,9 @@ class _Fields:
         return bool(self[name])
 
     def activation(self) -> Literal["silu", "gelu_tanh"]:
-        """Gemma's own field comes before the one that its older files have beside it."""
-        name = "hidden_activation" if self.config.get("hidden_activation") else "hidden_act"
+        """Gemma has a field of its own, and reads nothing of the one that its older files have next to it."""
+        own = "hidden_activation" in self.family.defaults and self["hidden_activation"] is not None
+        name = "hidden_activation" if own else "hidden_act"
         value = self[name]
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise InputError(
@@ -235,8 +248,11 @@ def _refuse(fields: _Fields, family: Family) -> None:
     """Refuses what asks for other mathematics."""
     config, place, model_type = fields.config, fields.place, fields.config["model_type"]
     architectures = config.get("architectures")
-    tied_base = architectures == [family.base] and fields.flag("tie_word_embeddings")
-    if architectures and architectures != [family.causal_lm] and not tied_base:
+    listed = architectures if isinstance(architectures, list) else [architectures]
+    # FSDP2 makes a class of its own of the model's, and trainers write its name.
+    named = [name.removeprefix("FSDP") for name in listed if isinstance(name, str)]
+    tied_base = family.base in named and fields.flag("tie_word_embeddings")
+    if architectures and family.causal_lm not in named and not tied_base:
         raise InputError(
             f"{place}: architectures={short(architectures)} is not supported; only {[family.causal_lm]} is: "
             "use the folder of the language model itself"
@@ -259,7 +275,6 @@ def _refuse(fields: _Fields, family: Family) -> None:
         raise InputError(
             f"{place}: attn_logit_softcapping={short(value)} is not supported for gemma3_text; only None is"
         )
-    check_unread(config, {*_SIZES, *family.defaults, "architectures", "auto_map"}, place)
 
 
 def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool, ...]:
@@ -276,7 +291,13 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
             raise InputError(
                 f"{fields.place}: layer_types has {len(named)} entries and num_hidden_layers={layers}; mend the file"
             )
-        return tuple(kinds[kind] for kind in named)
+        sliding = tuple(kinds[kind] for kind in named)
+        switched = "use_sliding_window" in fields.family.defaults
+        if switched and any(sliding) and not fields.flag("use_sliding_window"):
+            raise InputError(
+                f"{fields.place}: layer_types names sliding_attention, and use_sliding_window=False; they disagree"
+            )
+        return sliding
     if model_type == "gemma2":
         return tuple(layer % 2 == 0 for layer in range(layers))
     if model_type == "gemma3_text":
@@ -284,6 +305,8 @@ def _sliding_layers(fields: _Fields, model_type: str, layers: int) -> tuple[bool
         pattern = fields.size(written[0] if written else "sliding_window_pattern")
         return tuple((layer + 1) % pattern != 0 for layer in range(layers))
     if "use_sliding_window" in fields.family.defaults and fields.flag("use_sliding_window"):
+        if fields["sliding_window"] is None:
+            return (False,) * layers
         full = fields["max_window_layers"]
         if isinstance(full, bool) or not isinstance(full, int):
             raise InputError(f"{fields.place}: max_window_layers={short(full)} is not a whole number; mend the file")
@@ -326,10 +349,10 @@ def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
     # Only some types read what the model was first made for.
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
     known |= set(_ROPE_TYPES[kind])
-    if kind == "default" and written.get("factor") == 1.0:
-        known.add("factor")
     for name, value in written.items():
-        if name not in known and value is not None:
+        if name in _OTHER_ROPES - known and value not in (None, 1.0):
+            _warn_unread(place, f"rope_parameters.{name}={short(value)} is not read with rope_type={kind!r}")
+        elif name not in known | _OTHER_ROPES and value is not None:
             raise InputError(
                 f"{place}: rope_parameters.{name}={short(value)} is not supported with rope_type={kind!r}; "
                 "use a model without it"
@@ -354,4 +377,23 @@ def _rope(fields: _Fields, written: Mapping[str, Any], theta: float) -> Rope:
         raise InputError(
             f"{place}: rope_parameters.high_freq_factor={high} is not above low_freq_factor={low}; mend it"
         )
-    return Rope(theta, number("factor"), (low, high, number("original_max_position_embeddings")))
+    return Rope(theta, number("factor"), (low, high, _original_length(fields, written)))
+
+
+def _original_length(fields: _Fields, written: Mapping[str, Any]) -> float:
+    """The positions that a model was first made for: in its rope's fields, next to them, or those that it has now."""
+    name, place = "original_max_position_embeddings", fields.place
+    inside, outside = written.get(name), fields[name]
+    if inside is not None and outside not in (None, inside):
+        raise InputError(
+            f"{place}: {name}={short(outside)} is not rope_parameters.{name}={short(inside)}; take the wrong one out"
+        )
+    if inside is not None:
+        return _positive(inside, f"rope_parameters.{name}", place)
+    return fields.number(name if outside is not None else "max_position_embeddings")
+
+
+@cache
+def _warn_unread(place: str, what: str) -> None:
+    # The file is read by every part that needs the shapes.
+    _log.warning("%s: %s, as in transformers", place, what)

@@ -6,6 +6,7 @@ model the host holds one stacked parameter and one tensor.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,17 @@ BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
 SHARD_BYTES = 5 * 10**9
 
 # What Hugging Face derives from the configuration, and older checkpoints hold all the same.
-_DERIVED = ".rotary_emb.inv_freq"
-# Heads beside the language model: of a classifier, and TRL's of a value. They read the hidden states, and no more.
-_HEADS = ("score.", "v_head.")
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+# Heads next to the language model: of a classifier, and TRL's and OpenRLHF's of a value, which read the hidden states.
+_HEADS = ("score.", "v_head.", "value_head.")
+# What peft adds to a model, as parts of names.
+_ADAPTER = re.compile(r"\.(lora_(A|B|E|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save)(\.|$)")
+_WRAPPERS = {
+    "base_model.model.": "peft's wrapper; save model.merge_and_unload()",
+    "_orig_mod.": "torch.compile's wrapper; save model._orig_mod",
+    "module.": "a data-parallel wrapper; save model.module",
+}
+"""Beginnings of names, and what the model was wrapped in when it was saved."""
 _log = logging.getLogger(__name__)
 _DOWNLOADED = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 
@@ -81,7 +90,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder."""
     path = folder / "config.json"
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         refuse_adapter(folder)
         raise InputError(f"{path}: missing; a model folder has config.json and {WEIGHTS}") from None
@@ -225,6 +234,11 @@ def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None
     expected = {name: entry.theirs for entry in table for name in entry.names(c.layers)}
     names = {*expected, UNEMBEDDING}
     weights.rename(lambda name: _as_expected(name, names))
+    if adapters := [name for name in weights.shapes if _ADAPTER.search(name)]:
+        raise InputError(
+            f"{weights.describe(adapters[0])} is an adapter's, which was not merged; merge it with peft: "
+            "model.merge_and_unload().save_pretrained(OUT), and give OUT"
+        )
     heads = []
     for name, shape in weights.shapes.items():
         if name in expected:
@@ -234,8 +248,11 @@ def _check_names(weights: Weights, table: list[Entry], c: DecoderConfig) -> None
                 )
         elif name.startswith(_HEADS):
             heads.append(name)
-        elif not (name.endswith(_DERIVED) or (c.tied and name == UNEMBEDDING)):
-            raise InputError(f"{weights.describe(name)} is unknown to this family; config.json and weights disagree")
+        elif not (_DERIVED.search(name) or (c.tied and name == UNEMBEDDING)):
+            wrapper = next((f": it was saved inside of {_WRAPPERS[by]}" for by in _WRAPPERS if name.startswith(by)), "")
+            raise InputError(
+                f"{weights.describe(name)} is unknown to this family; config.json and weights disagree{wrapper}"
+            )
     if missing := [name for name in expected if name not in weights.shapes]:
         raise InputError(
             f"{weights.folder}: {len(missing)} tensors are missing, the first is {missing[0]}; "

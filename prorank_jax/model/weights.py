@@ -4,9 +4,11 @@ Nothing is mapped into memory for longer than one tensor takes to read. Pickles 
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,9 @@ from prorank_jax.json_text import parse_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+_MLX = re.compile(r"^(\d+_)?adapters\.(safetensors|npz)$")
+_NOT_MERGED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
+"""Of peft's: these add tokens or keys and values, which no weight of the base model can hold."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -115,7 +120,7 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     if not index.exists():
         _refuse_without_weights(folder)
     try:
-        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].items()
+        names = parse_json(index.read_text(encoding="utf-8-sig"))["weight_map"].items()
         listed = {str(name): folder / Path(file).name for name, file in names}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise InputError(f"{index}: not an index of weights (no weight_map); download it again") from None
@@ -129,27 +134,39 @@ def _listed_files(folder: Path) -> dict[str, Path]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuses a folder without a model that holds an adapter of one, as peft saves it.
+    """Refuses a folder without a model that holds an adapter of one, as peft and MLX save it.
 
     Raises:
       InputError: there is an adapter; the message names its base model, and how to merge the two.
     """
-    if not (folder / ADAPTER).exists() and not _adapters(folder):
+    files, described = [path.name for path in _adapters(folder)], folder / ADAPTER
+    if not described.exists() and not files:
         return
     try:
-        base = parse_json((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
+        content = parse_json(described.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        content = None
+    fields: dict[str, Any] = content if isinstance(content, dict) else {}
+    mlx = "fine_tune_type" in fields or any(_MLX.search(name) for name in files)
+    base = fields.get("model" if mlx else "base_model_name_or_path")
     named = f" {base}" if isinstance(base, str) and base else ""
-    raise InputError(
-        f"{folder}: an adapter without its base model{named}; merge them with peft: "
-        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT), "
+    if (kind := fields.get("peft_type")) in _NOT_MERGED:
+        raise InputError(
+            f"{described}: peft_type={kind!r}: cannot be merged with its base model{named}, and is not supported; use "
+            "a LoRA adapter, or a model that was trained whole"
+        )
+    merge = (
+        f"MLX: mlx_lm.fuse --model{named or ' BASE'} --adapter-path FOLDER --save-path OUT --dequantize, and give OUT"
+        if mlx
+        else "peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OUT), "
         "copy the tokenizer's files to OUT, and give OUT"
     )
+    raise InputError(f"{folder}: an adapter without its base model{named}; merge them with {merge}")
 
 
 def _adapters(folder: Path) -> list[Path]:
-    return sorted(folder.glob("adapter_model*.*"))
+    mlx = (path for path in folder.glob("*adapters.*") if _MLX.search(path.name))
+    return sorted([*folder.glob("adapter_model*.*"), *mlx])
 
 
 def _refuse_without_weights(folder: Path) -> None:
