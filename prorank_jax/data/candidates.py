@@ -137,7 +137,9 @@ def _own_runs(collection: Collection) -> list[str]:
     if collection.folder is None or not (collection.folder / _RUNS).is_dir():
         return []
     others = {file.stem for file in (collection.folder / "qrels").glob("*.tsv")} - {collection.split}
-    names = sorted(file.name for file in (collection.folder / _RUNS).iterdir() if file.is_file())
+    names = sorted(
+        file.name for file in (collection.folder / _RUNS).iterdir() if file.is_file() and file.name[0] != "."
+    )
     return [name for name in names if not others.intersection(name.split(".")[1:])]
 
 
