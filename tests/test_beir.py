@@ -213,6 +213,7 @@ JUDGED = {"q2": {"d2": 2, "d1": 0}, "q1": {"d1": 1}}
         "\tdocno\tqid\tlabel\tquery\n0\td2\tq2\t2\twhat is water\n1\td1\tq2\t0\twater\n2\td1\tq1\t1\tx\n",
         # A tab at the end, of some lines or all; quotes; commas, with blanks; scores of a model next to labels.
         "q2\t0\td2\t2\t\nq2\t0\td1\t0\nq1\t0\td1\t1\t\t\n",
+        "q2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\t\n",
         "query-id\tcorpus-id\tscore\t\nq2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\t\n",
         "query-id\tcorpus-id\tscore\nq2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\n",
         '"query-id"\t"corpus-id"\t"score"\r\n"q2"\t"d2"\t"2"\r\n"q2"\t"d1"\t"0"\r\n"q1"\t"d1"\t"1"\r\n',
@@ -261,6 +262,7 @@ def test_a_first_line_that_is_neither_judgement_nor_header_is_named(tmp_path, fi
     ("qrels", "told"),
     [
         ("q1,d1,1\n", ":1: 'q1,d1,1' has 1 columns; separate them by tabs, or by commas after a first line of names"),
+        ("q1, d1, 1\n", ":1: 'q1, d1, 1' has 3 columns; separate them by tabs, or by commas after a first line of"),
         ("query-id,corpus-id,score\nq1,d1\n", ":2: 'q1, d1' has 2 columns, and the first line 3; write"),
         ("query-id,corpus-id,score\nq1,d1,0.5\n", ":2: judgement '0.5' is not an integer"),
         ('"query-id"\t"corpus-id"\t"score"\n"q1\td1\t1\n', ":2: not readable as CSV (unexpected end of data); write"),

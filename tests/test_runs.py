@@ -481,7 +481,14 @@ def collection(tmp_path: Path) -> Collection:
     for name in ("qrels/test.tsv", "qrels/train.tsv", "runs/bm25s.test.top100.trec", "runs/bm25s.train.top100.trec"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    for name in ("splade.top100.trec", "e5.test.top10.trec", "e5.test.top100.trec", "bm25s-large.trec", "dense.json"):
+    for name in (
+        "splade.top100.trec",
+        "e5.test.top10.trec",
+        "e5.test.top100.trec",
+        "bm25s-large.trec",
+        "dense.json",
+        "._spalde.trec",
+    ):
         (tmp_path / "runs" / name).write_text("")
     (tmp_path / "runs" / "folder").mkdir()
     return dataclasses.replace(DRINKS, folder=tmp_path)

@@ -4,8 +4,9 @@
     query  iteration  document  grade    TREC: four columns; the iteration (0, Q0, 4.5) is not read
     qid  docid  rel  ...             a first line that names the columns, in any order
 
-Columns are separated by tabs, or by blanks where a line has no tab; named ones also by commas. A grade is a whole number, also as 1.0. One below
-0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx count it as 0 in every measure here.
+Columns are separated by tabs, or by blanks where a line has no tab; those that a first line names also by commas. A
+grade is a whole number, also as 1.0. One below 0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx
+count it as 0 in every measure here.
 """
 
 import re
@@ -71,9 +72,10 @@ def _layout(place: str, first: str, others: Iterator[Line]) -> tuple[int, tuple[
                 return len(header), positions, separator.rows(others, _FORMS)
             return len(header), positions, ((at, cells(line)) for at, line in others)
     columns = cells(first)
-    while len(columns) > max(_POSITIONS) and not columns[-1]:
+    while len(columns) > min(_POSITIONS) and not columns[-1]:
         columns.pop()
-    if (width := len(columns)) not in _POSITIONS:
+    by_commas = "\t" not in first and columns[0].endswith(",")
+    if (width := len(columns)) not in _POSITIONS or by_commas:
         commas = "separate them by tabs, or by commas after a first line of names" if "," in first else _FORMS
         raise InputError(f"{place}: {shown(first)} has {width} columns; {commas}")
     return width, _POSITIONS[width], ((at, cells(line)) for at, line in chain([(place, first)], others))
