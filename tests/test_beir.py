@@ -211,6 +211,16 @@ JUDGED = {"q2": {"d2": 2, "d1": 0}, "q1": {"d1": 1}}
         "query_id doc_id relevance iteration\nq2 d2 2 0\nq2 d1 0 0\nq1 d1 1 0\n",
         "query_id\tQ0\tdoc_id\tlabel\nq2\t0\td2\t2\nq2\t0\td1\t0\nq1\t0\td1\t1\n",
         "\tdocno\tqid\tlabel\tquery\n0\td2\tq2\t2\twhat is water\n1\td1\tq2\t0\twater\n2\td1\tq1\t1\tx\n",
+        # A tab at the end, of some lines or all; quotes; commas, with blanks; scores of a model next to labels.
+        "q2\t0\td2\t2\t\nq2\t0\td1\t0\nq1\t0\td1\t1\t\t\n",
+        "q2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\t\n",
+        "query-id\tcorpus-id\tscore\t\nq2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\t\n",
+        "query-id\tcorpus-id\tscore\nq2\td2\t2\t\nq2\td1\t0\t\nq1\td1\t1\n",
+        '"query-id"\t"corpus-id"\t"score"\r\n"q2"\t"d2"\t"2"\r\n"q2"\t"d1"\t"0"\r\n"q1"\t"d1"\t"1"\r\n',
+        '""\t"qid"\t"docno"\t"label"\n"0"\t"q2"\t"d2"\t2\n"1"\t"q2"\t"d1"\t0\n"2"\t"q1"\t"d1"\t1\n',
+        "query-id,corpus-id,score\nq2,d2,2\nq2,d1,0\nq1,d1,1\n",
+        'qid, docid, rel, query\n"q2", d2, 2, "what, is"\nq2 , d1 , 0, x\nq1, d1, 1, y\n',
+        "qid\tdocid\tscore\tlabel\nq2\td2\t0.5\t2\nq2\td1\t7\t0\nq1\td1\t0.1\t1\n",
         "a\tb\tscore\nq2\td2\t2\nq2\td1\t0\nq1\td1\t1\n",
     ],
 )
@@ -241,11 +251,27 @@ def test_the_judgements_of_trials_are_read(shared, tmp_path, name):
         ("q1 d1", "'q1 d1' has 2 columns; write query id, document id and judgement, or TREC's four: query id, 0,"),
         ("q1 0 d1 1 x", "'q1 0 d1 1 x' has 5 columns; write"),
         ("topic\tpassage\tlevel", "judgement 'level' is not an integer; write 0, 1, 2, ..."),
-        ("q1,d1,1", "'q1,d1,1' has 1 columns; write"),
+        ("q1,d1,1", "'q1,d1,1' has 1 columns; separate them by tabs,"),
     ],
 )
 def test_a_first_line_that_is_neither_judgement_nor_header_is_named(tmp_path, first, told):
     assert f"test.tsv:1: {told}" in refusal(write(tmp_path, qrels=first + "\nq1\td1\t1\n"))
+
+
+@pytest.mark.parametrize(
+    ("qrels", "told"),
+    [
+        ("q1,d1,1\n", ":1: 'q1,d1,1' has 1 columns; separate them by tabs, or by commas after a first line of names"),
+        ("q1, d1, 1\n", ":1: 'q1, d1, 1' has 3 columns; separate them by tabs, or by commas after a first line of"),
+        ("query-id,corpus-id,score\nq1,d1\n", ":2: 'q1, d1' has 2 columns, and the first line 3; write"),
+        ("query-id,corpus-id,score\nq1,d1,0.5\n", ":2: judgement '0.5' is not an integer"),
+        ('"query-id"\t"corpus-id"\t"score"\n"q1\td1\t1\n', ":2: not readable as CSV (unexpected end of data); write"),
+        ("q1\t0\td1\t1\tx\n", ":1: 'q1\\t0\\td1\\t1\\tx' has 5 columns; write"),
+        ("q1\t0\td1\t1\nq1\t0\td2\t\t\n", ":2: judgement '' is not an integer"),
+    ],
+)
+def test_bad_tables_of_judgements_are_named(tmp_path, qrels, told):
+    assert f"test.tsv{told}" in refusal(write(tmp_path, qrels=qrels))
 
 
 def test_judgements_under_another_name_are_pointed_at(tmp_path):

@@ -244,6 +244,16 @@ def test_runs_of_other_tools_are_read(shared, tmp_path, name, expected):
             ',qid,docid,docno,rank,score,query\n0,q1,7,d2,1,1.5,"tea, ""black"""\n1,q1,3,d1,0,2.5,"a\nb"\n',
             [("d1", 2.5), ("d2", 1.5)],
         ),
+        ("res.csv", 'qid, docno , score\nq1, "d2", 1.5\n q1 , d1 , 2.5\n', [("d1", 2.5), ("d2", 1.5)]),
+        ("res.tsv", '"qid"\t"docno"\t"score"\n"q1"\t"d2"\t1.5\n"q1"\t"d1"\t"2.5"\n', [("d1", 2.5), ("d2", 1.5)]),
+        # Ranks that are not there where there are scores, as after a join.
+        (
+            "res.csv",
+            "qid,docno,rank,score\nq1,d1,,2.5\nq1,d3,2.0,1.5\nq1,d2,NaN,9.0\n",
+            [("d2", 9.0), ("d1", 2.5), ("d3", 1.5)],
+        ),
+        ("res.jsonl", '{"qid": "q1", "docno": "d1", "score": 2, "rank": NaN}\n', [("d1", 2.0)]),
+        ("res.json", '[{"qid": "q1", "docno": "d1", "score": 2, "rank": null}]', [("d1", 2.0)]),
         ("res.csv", "qid,docno,rank\nq1,d2,1.0\nq1,d1,0.0\n", [("d1", 0.0), ("d2", -1.0)]),
         ("res.tsv", '\ufeffQuery-ID\tDoc-ID\tScore\ttext\r\nq1\td1\t2\t"a\r\n\r\nq1\td2\t1\tb', [("d1", 2), ("d2", 1)]),
         ("res.trec", "query_id q0 doc_id rank score run_id\nq1 Q0 d1 1 9.5 t\n", [("d1", 9.5)]),
@@ -315,6 +325,10 @@ def test_ids_that_are_numbers_are_read(tmp_path):
         ("run.tsv", "q1\td1\t0.5\nq1\td2\t1\n", ":2: '1' is a rank, and the first line has a score; "),
         ("run.tsv", "q1\td1\t1\nq1\td2\t1.5\n", ":2: rank '1.5' is not an integer; "),
         ("run.tsv", "q1\td1\tnan\n", ":1: score 'nan' is not a finite number"),
+        ("run.csv", "qid,docno,rank\nq1,d1,\n", ":2: rank '' is not an integer; "),
+        ("run.csv", "qid,docno,score,rank\nq1,d1,1,x\n", ":2: rank 'x' is not an integer; "),
+        ("run.jsonl", '{"qid": "q1", "docno": "d1", "rank": NaN}', ":1: rank nan is not an integer; "),
+        ("run.jsonl", '{"qid": "q1", "docno": "d1", "rank": null}', ":1: rank None is not an integer; "),
         ("run.csv", "qid,docno,score\nq1,d1,inf\n", ":2: score 'inf' is not a finite number"),
         ("run.csv", "qid,docno,score\nq1,d1\n", ":2: has 2 columns, and the first line 3; "),
         ("run.csv", 'qid,docno,score\n"q1,d1,1\n', ":2: not readable as CSV ("),
@@ -467,7 +481,14 @@ def collection(tmp_path: Path) -> Collection:
     for name in ("qrels/test.tsv", "qrels/train.tsv", "runs/bm25s.test.top100.trec", "runs/bm25s.train.top100.trec"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    for name in ("splade.top100.trec", "e5.test.top10.trec", "e5.test.top100.trec", "bm25s-large.trec", "dense.json"):
+    for name in (
+        "splade.top100.trec",
+        "e5.test.top10.trec",
+        "e5.test.top100.trec",
+        "bm25s-large.trec",
+        "dense.json",
+        "._spalde.trec",
+    ):
         (tmp_path / "runs" / name).write_text("")
     (tmp_path / "runs" / "folder").mkdir()
     return dataclasses.replace(DRINKS, folder=tmp_path)
@@ -532,3 +553,9 @@ def test_a_pattern_is_filled_in(collection, tmp_path):
 def test_the_runs_beside_the_collections_are_found(shared, name, run):
     collection = read_beir(shared / "data" / name, "test")
     assert all(len(ranking) <= 5 for ranking in candidates(collection, run, 5).values())
+
+
+def test_ranks_that_are_missing_next_to_scores_are_read(tmp_path):
+    columns = {"qid": ["q", "q"], "docno": ["a", "b"], "score": [1.0, 2.0], "rank": [math.nan, 1.0]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "run.parquet")
+    assert read_run(tmp_path / "run.parquet") == {"q": [("b", 2.0), ("a", 1.0)]}

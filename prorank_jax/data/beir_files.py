@@ -277,7 +277,8 @@ def full_text(title: str, text: str) -> str:
 
 def _splits(names: Iterable[str], folder: str) -> list[str]:
     """The splits that the files of a folder of judgements are of."""
-    files = sorted(names)
+    # Hidden files, as macOS puts next to each, are none.
+    files = sorted(name for name in names if not name.startswith("."))
     splits = [name.removesuffix(".tsv") for name in files if name.endswith(".tsv")]
     if not splits and files:
         raise InputError(f"{folder}: holds no .tsv file, but {files[0]}; name judgements by their split, as test.tsv")

@@ -137,7 +137,8 @@ def _own_runs(collection: Collection) -> list[str]:
     if collection.folder is None or not (collection.folder / _RUNS).is_dir():
         return []
     others = {file.stem for file in (collection.folder / "qrels").glob("*.tsv")} - {collection.split}
-    names = sorted(file.name for file in (collection.folder / _RUNS).iterdir() if file.is_file())
+    # Not the hidden files that macOS puts next to each.
+    names = sorted(file.name for file in (collection.folder / _RUNS).glob("[!.]*") if file.is_file())
     return [name for name in names if not others.intersection(name.split(".")[1:])]
 
 

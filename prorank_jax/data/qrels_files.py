@@ -4,14 +4,16 @@
     query  iteration  document  grade    TREC: four columns; the iteration (0, Q0, 4.5) is not read
     qid  docid  rel  ...             a first line that names the columns, in any order
 
-Columns are separated by tabs, or by blanks where a line has no tab. A grade is a whole number, also as 1.0. One below
-0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx count it as 0 in every measure here.
+Columns are separated by tabs, or by blanks where a line has no tab; those that a first line names also by commas. A
+grade is a whole number, also as 1.0. One below 0, which TREC gives to junk, is kept: trec_eval, pytrec_eval and ranx
+count it as 0 in every measure here.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
-from prorank_jax.data.columns import DOCUMENT, GRADE, QUERY, cells, find
+from prorank_jax.data.columns import DOCUMENT, GRADE, QUERY, Row, cells, find, separators
 from prorank_jax.data.lines import Line, shown
 from prorank_jax.errors import InputError
 
@@ -31,19 +33,17 @@ def parse_qrels(lines: Iterable[Line], name: str) -> Qrels:
       InputError: a line is malformed, a document is judged twice and differently, or there is no judgement.
     """
     qrels: Qrels = {}
-    width, positions = 0, (0, 0, 0)
-    for place, line in lines:
-        columns = cells(line)
-        if not width:
-            width = len(columns)
-            if (named := _header(columns)) is not None:
-                positions = named
-                continue
-            if width not in _POSITIONS:
-                raise InputError(f"{place}: {shown(line)} has {width} columns; {_FORMS}")
-            positions = _POSITIONS[width]
+    lines = iter(lines)
+    if (first := next(lines, None)) is None:
+        raise _empty(name)
+    width, positions, rows = _layout(*first, lines)
+    for place, columns in rows:
+        # Empty cells at the end are tabs at the end.
+        while len(columns) > width and not columns[-1]:
+            columns.pop()
         if len(columns) != width:
-            raise InputError(f"{place}: {shown(line)} has {len(columns)} columns, and the first line {width}; {_FORMS}")
+            line = shown(", ".join(columns))
+            raise InputError(f"{place}: {line} has {len(columns)} columns, and the first line {width}; {_FORMS}")
         query_id, document_id, judgement = (columns[position] for position in positions)
         if not (whole := _WHOLE.fullmatch(judgement)):
             raise InputError(f"{place}: judgement {shown(judgement)} is not an integer; write 0, 1, 2, ...")
@@ -55,8 +55,30 @@ def parse_qrels(lines: Iterable[Line], name: str) -> Qrels:
                 f"for query {shown(query_id)}; keep one of the two"
             )
     if not qrels:
-        raise InputError(f"{name}: holds no judgement; write lines of query id, document id, score")
+        raise _empty(name)
     return qrels
+
+
+def _empty(name: str) -> InputError:
+    return InputError(f"{name}: holds no judgement; write lines of query id, document id, score")
+
+
+def _layout(place: str, first: str, others: Iterator[Line]) -> tuple[int, tuple[int, int, int], Iterator[Row]]:
+    """How many columns a file has, where query, document and judgement are, and its rows, by its first line."""
+    for separator in separators(first):
+        header = separator.cells(first)
+        if (positions := _header(header)) is not None:
+            if separator.quoted:
+                return len(header), positions, separator.rows(others, _FORMS)
+            return len(header), positions, ((at, cells(line)) for at, line in others)
+    columns = cells(first)
+    while len(columns) > min(_POSITIONS) and not columns[-1]:
+        columns.pop()
+    by_commas = "\t" not in first and columns[0].endswith(",")
+    if (width := len(columns)) not in _POSITIONS or by_commas:
+        commas = "separate them by tabs, or by commas after a first line of names" if "," in first else _FORMS
+        raise InputError(f"{place}: {shown(first)} has {width} columns; {commas}")
+    return width, _POSITIONS[width], ((at, cells(line)) for at, line in chain([(place, first)], others))
 
 
 def _header(columns: list[str]) -> tuple[int, int, int] | None:

@@ -9,16 +9,18 @@
 Of named columns, those of query and document (`columns.py` has their names) and `score` or `rank` are read.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prorank_jax.data.columns import DOCUMENT, QUERY, RANK, SCORE, by_blanks, find
+from prorank_jax.data.columns import DOCUMENT, QUERY, RANK, SCORE, Row, by_blanks, find, separators
 from prorank_jax.data.lines import Line, read_lines, shown
-from prorank_jax.data.run_entries import TREC, Entry, entry, is_whole, number, of_different_ranks, parsed
+from prorank_jax.data.run_entries import TREC, Entry, entry, is_whole, number, of_different_ranks, parsed, whole
 from prorank_jax.errors import InputError
+
+_MISSING = ("", "nan", "na", "null", "none")
+"""How tools write a rank that is not there."""
 
 
 class Named(NamedTuple):
@@ -32,7 +34,10 @@ class Named(NamedTuple):
     def entry(self, place: str, row: Sequence[object], read: Callable[[str, Any], float]) -> Entry:
         """The entry of a row; `read` makes a score of a cell."""
         score = None if self.score is None else read(place, row[self.score])
-        return entry(place, row[self.query], row[self.document], score, None if self.rank is None else row[self.rank])
+        rank = None if self.rank is None else row[self.rank]
+        if score is not None and (rank is None or str(rank).lower() in _MISSING):
+            return entry(place, row[self.query], row[self.document], score)
+        return entry(place, row[self.query], row[self.document], score, whole(place, rank))
 
     def entries(
         self, rows: Iterable[tuple[str, Sequence[object]]], read: Callable[[str, Any], float]
@@ -61,13 +66,11 @@ def read_text(path: Path) -> Iterator[Entry]:
     if (first := next(lines, None)) is None:
         return iter(())
     place, line = first
-    separators: list[Callable[[str], list[str]]] = [lambda text: text.split("\t"), _by_commas, by_blanks]
-    for separate in separators:
-        if find(header := separate(line), QUERY) is not None:
+    for separator in separators(line):
+        if find(header := separator.cells(line), QUERY) is not None:
             if (columns := named(header)) is None:
                 raise _no_columns(place, header)
-            rows = _comma_rows(lines) if separate is _by_commas else ((at, separate(text)) for at, text in lines)
-            return columns.entries(_of_width(rows, len(header)), parsed)
+            return columns.entries(_of_width(separator.rows(lines, TREC), len(header)), parsed)
     return _unnamed(chain([first], lines), place, line)
 
 
@@ -128,35 +131,11 @@ def _no_rank(place: str, score: str) -> float:
     return parsed(place, score)
 
 
-def _of_width(rows: Iterable[tuple[str, list[str]]], width: int) -> Iterator[tuple[str, list[str]]]:
+def _of_width(rows: Iterable[Row], width: int) -> Iterator[Row]:
     for place, cells in rows:
         if len(cells) != width:
             raise InputError(f"{place}: has {len(cells)} columns, and the first line {width}; {TREC}")
         yield place, cells
-
-
-def _by_commas(line: str) -> list[str]:
-    try:
-        return next(csv.reader([line]))
-    except csv.Error:  # a carriage return, or a cell of more than csv holds
-        return [line]
-
-
-def _comma_rows(lines: Iterable[Line]) -> Iterator[tuple[str, list[str]]]:
-    """The rows of CSV; the place of one is its last line."""
-    place = ""
-
-    def texts() -> Iterator[str]:
-        nonlocal place
-        for at, line in lines:
-            place = at
-            yield f"{line}\n"
-
-    try:
-        for cells in csv.reader(texts(), strict=True):
-            yield place, cells
-    except csv.Error as error:
-        raise InputError(f"{place}: not readable as CSV ({error}); {TREC}") from None
 
 
 def _no_columns(place: str, names: Sequence[str]) -> InputError:
