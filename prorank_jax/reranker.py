@@ -13,7 +13,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -24,13 +23,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from prorank_jax.ahead import ahead, cpus
+from prorank_jax.ahead import ahead
 from prorank_jax.answer_place import warn_unlikely
 from prorank_jax.config import MeshConfig, Order, PromptConfig
 from prorank_jax.cross_encoder import read_answer_ids
 from prorank_jax.data.beir_files import full_text
 from prorank_jax.errors import InputError
 from prorank_jax.model.decoder import Decoder, Params
+from prorank_jax.model.digest import params_digest
 from prorank_jax.model.hf import ModelFolder, check_weights, load_pretrained, read_folder
 from prorank_jax.model.long_attention import kernel_for, scoring_kernel
 from prorank_jax.progress import progress, tell
@@ -46,8 +46,6 @@ _CHUNK = 1024
 """Pairs tokenised at a time: memory does not grow with the number of pairs."""
 _USUAL_QUERY = 32
 """Tokens of a query, about; few are longer."""
-_BLOCK_BYTES = 1 << 24
-"""Of weights that are hashed at once."""
 _one_at_a_time = threading.Lock()
 """Devices must get the work of several threads in one order, or they wait for one another."""
 
@@ -298,11 +296,7 @@ class Reranker:
         digest = hashlib.sha256(repr(self.decoder.config).encode())
         digest.update(self.prompt.tokenizer.backend_tokenizer.to_str().encode())
         digest.update(json.dumps([self.prompt.template, self.prompt.answer_ids, self.prompt.pad_id]).encode())
-        with ThreadPoolExecutor(cpus(), thread_name_prefix="digest") as pool:
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-                digest.update(jax.tree_util.keystr(path).encode())
-                for of_block in pool.map(_sha256, _blocks(leaf)):
-                    digest.update(of_block)
+        digest.update(params_digest(self.params))
         return digest.hexdigest()
 
     def rank(
@@ -368,20 +362,6 @@ def _prompt(model: ModelFolder, source: str | Path, max_length: int | None, orde
     trained = read_answer_ids(model.folder) is not None
     longest = prompt.tokenizer.model_max_length if trained else DEFAULT_MAX_LENGTH
     return dataclasses.replace(prompt, max_length=min(longest, limit))
-
-
-def _blocks(leaf: Array) -> Iterator[memoryview]:
-    """The bytes of a parameter, some at a time."""
-    # An array keeps what it was copied to on the host. This one, of the same buffers, is gone after this call.
-    shards = [shard.data for shard in leaf.addressable_shards]
-    alias = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
-    whole = np.ascontiguousarray(alias).reshape(-1).view(np.uint8)
-    for start in range(0, len(whole), _BLOCK_BYTES):
-        yield whole[start : start + _BLOCK_BYTES].data
-
-
-def _sha256(block: memoryview) -> bytes:
-    return hashlib.sha256(block).digest()
 
 
 def _shares_threads(mesh: Mesh) -> bool:

@@ -430,7 +430,7 @@ def test_the_digest_leaves_no_weights_on_the_host(tiny_model: Path) -> None:
 
 
 def test_the_digest_is_of_every_block(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prorank_jax.reranker._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("prorank_jax.model.digest.BLOCK_BYTES", 1000)
 
     def digest(params: Params) -> str:
         return dataclasses.replace(reranker, params=params).digest
