@@ -102,8 +102,9 @@ def attend_long(
             ahead, block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap, interpret=interpret
         )
         segments = splash.SegmentIds(jnp.ones(query.shape[:2], jnp.int32), seen_BxS)
-        precise = with_precision(precision_of(query.dtype), jax.vmap(attend))
-        out = precise(*(heads.transpose(0, 2, 1, 3) for heads in (query, key, value)), segments)
+        heads = [heads.transpose(0, 2, 1, 3) for heads in (query, key, value)]
+        precise = with_precision(precision_of(query.dtype), lambda kernel, *rows: jax.vmap(kernel)(*rows))
+        out = precise(attend, *heads, segments)
     return out.transpose(0, 2, 1, 3)[:, :L].astype(values[0].dtype)
 
 

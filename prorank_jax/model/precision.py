@@ -5,6 +5,7 @@ precision of its operands' dtype instead; the gradient of a product has the prec
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,23 @@ def precision_of(dtype: DTypeLike) -> lax.Precision | None:
 
 
 def with_precision(precision: lax.Precision | None, function: Callable[..., Array]) -> Callable[..., Array]:
-    """A library's function that names no precision, with this one in its products and in those of its gradient."""
+    """A library's function that names no precision, with this one in its products and in those of its gradient.
+
+    All arrays that it reads are arguments: what it closed over would leak out of the trace of a layer.
+    """
     if precision is None:
         return function
 
     @jax.custom_vjp
-    def precise(*arguments: Array) -> Array:
+    def precise(*arguments: Any) -> Array:
         with jax.default_matmul_precision(precision.name.lower()):
             return function(*arguments)
 
-    def forward(*arguments: Array) -> tuple[Array, Callable[[Array], tuple[Array, ...]]]:
+    def forward(*arguments: Any) -> tuple[Array, Any]:
         with jax.default_matmul_precision(precision.name.lower()):
             return jax.vjp(function, *arguments)
 
-    def backward(pull_back: Callable[[Array], tuple[Array, ...]], gradient: Array) -> tuple[Array, ...]:
+    def backward(pull_back: Any, gradient: Array) -> Any:
         with jax.default_matmul_precision(precision.name.lower()):
             return pull_back(gradient)
 
