@@ -30,6 +30,7 @@ LAYERS = [
         "tables",
         "ahead",
         "relevance",
+        "byte_order_mark",
         "seeds",
     ],
     ["warmup.grpo", "warmup.rewards", "scoring.losses", "model.attention", "model.precision"],
