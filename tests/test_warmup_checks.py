@@ -194,7 +194,7 @@ def test_completions_are_shown_and_a_reward_that_is_not_a_number_stops_the_run(
     (working_directory / "own_spoilt.py").write_text(ODD.format(value="jnp.nan"))
     weights = {"format": 1, "relevance": 2}
     # Hot enough that an unusual first token comes within the run, and not in its first two steps.
-    sampled = {"group_size": 4, "max_new_tokens": 3, "show_completions_every": 1, "temperature": 1.3}
+    sampled = {"group_size": 4, "max_new_tokens": 3, "show_completions_every": 1, "temperature": 1.4}
     good, spoilt = working_directory / "good", working_directory / "spoilt"
     # Every reward is a flat one, from the fourth row on.
     monkeypatch.setattr(progress, "_FLAT", -1.0)
