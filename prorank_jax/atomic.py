@@ -1,5 +1,6 @@
 """Files that are whole or not there, and folders that one process makes while others wait."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def writing(place: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{place}: cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError where a folder, which may still have to be made, cannot be written to; a full disk is not seen."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager

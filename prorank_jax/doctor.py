@@ -16,6 +16,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from prorank_jax.ahead import cpus
+from prorank_jax.atomic import check_writable
 from prorank_jax.cache import VARIABLE, cache_folder
 
 _GIB = 2**30
@@ -148,6 +149,8 @@ def _folders() -> list[Check]:
 
 
 def _writable(name: str, folder: Path, remedy: str) -> Check:
-    existing = next(place for place in [folder, *folder.parents] if place.exists())
-    allowed = os.access(existing, os.W_OK | os.X_OK)
-    return Check(name, True, f"{folder}" + ("" if allowed else " is not writable"), "" if allowed else remedy)
+    try:
+        check_writable(folder)
+    except OSError:
+        return Check(name, True, f"{folder} is not writable", remedy)
+    return Check(name, True, f"{folder}")

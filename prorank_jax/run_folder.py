@@ -26,7 +26,7 @@ from prorank_jax.config import RunConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
 from prorank_jax.model.weights import refuse_adapter
-from prorank_jax.run_lock import locked
+from prorank_jax.run_lock import check_free, locked
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.storage import Place, absolute, exists, write_text
 
@@ -34,6 +34,7 @@ CONFIG_FILE = "config.yaml"
 BEGAN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 STAGES = ("warmup", "score")
+_ELSEWHERE = "give another --workdir"
 
 
 class SavedStep(NamedTuple):
@@ -44,10 +45,21 @@ class SavedStep(NamedTuple):
 
 
 def check_run_folder(config: RunConfig, workdir: Place) -> None:
-    """Refuses a run folder that was made with another configuration; says which keys differ.
+    """Refuses a run folder in which no run can begin, before anything is computed for it; leaves no trace.
 
     Another mesh or number of workers is no other configuration: a run may go on on another machine.
+
+    Raises:
+      InputError: it cannot be written, another run is in it, or it was made with another configuration: the keys that
+        differ are named.
     """
+    _check_configuration(config, workdir)
+    if jax.process_index() == 0:
+        with writing(workdir, _ELSEWHERE):
+            check_free(workdir)
+
+
+def _check_configuration(config: RunConfig, workdir: Place) -> None:
     path = workdir / CONFIG_FILE
     if not exists(path):
         return
@@ -71,10 +83,10 @@ def open_run_folder(config: RunConfig, workdir: Place) -> Iterator[None]:
     """
     with ExitStack() as held:
         if jax.process_index() == 0:
-            with writing(workdir, "give another --workdir"):
+            with writing(workdir, _ELSEWHERE):
                 workdir.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(workdir))
-                check_run_folder(config, workdir)
+                _check_configuration(config, workdir)
                 write_text(workdir / CONFIG_FILE, dump_config(config))
                 if not exists(workdir / BEGAN_FILE):
                     write_text(workdir / BEGAN_FILE, json.dumps(_began(), indent=2) + "\n")

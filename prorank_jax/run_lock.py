@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prorank_jax.atomic import check_writable
 from prorank_jax.errors import InputError
 from prorank_jax.lease import InUseError, first_line, leased
 from prorank_jax.storage import Place, read_bytes
@@ -28,6 +29,23 @@ def locked(folder: Place) -> Iterator[None]:
     """
     with _locked_here(folder) if isinstance(folder, Path) else leased(folder, LOCK_FILE, _ourselves()):
         yield
+
+
+def check_free(folder: Place) -> None:
+    """Refuses a run folder, or the place of one, that another process holds or that cannot be written to.
+
+    Nothing of it is left on this machine, nor in a bucket, where the lock is taken and given back.
+
+    Raises:
+      InputError: another process holds it.
+      OSError: nothing can be written there.
+    """
+    if not isinstance(folder, Path):
+        with locked(folder):
+            return
+    if (by := holder(folder)) is not None:
+        raise InUseError(folder, by)
+    check_writable(folder)
 
 
 @contextmanager

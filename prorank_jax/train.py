@@ -60,6 +60,7 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     check_agreement({"prorank_jax": __version__, "config": dump_config(config)})
     preemption = preemption or Preemption()
     mesh = make_mesh(config.mesh)
+    check_run_folder(config, workdir)
     pretrained = load_pretrained(config.model.base, place=partial(shardings, mesh))
     prompt = load_prompt(pretrained, config.prompt, config.model.base)
     decoder = Decoder(pretrained.config, jnp.dtype(config.model.dtype), config.model.remat, kernel_for(mesh))
@@ -67,7 +68,6 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
         check_warmup(config.warmup, prompt.max_length, pretrained.config.max_positions, mesh)
     if config.score is not None:
         check_score(config.score, mesh)
-    check_run_folder(config, workdir)
     check_out(workdir / "export", pretrained.folder)
     warn_unlikely(decoder, pretrained.params, prompt, mesh)
     dev = config.score.dev if config.score else None

@@ -1,6 +1,7 @@
 """A run whose model, data, configuration and folder lie in a bucket: the same result as on this machine."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,20 +188,25 @@ def test_a_run_whose_lock_is_taken_over_writes_nothing_more(
         monkeypatch.setattr(lease, name, seconds)
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(away | {"score": None}))
-    seen: list[str] = []
+    taken, answered, seen = threading.Event(), threading.Event(), list[str]()
 
     def take_over(method: str, path: str) -> None:
         # While the first row of metrics is copied, another process finds that the lock has not been renewed for long.
-        if method == "POST" and "/upload/" in path and "run/warmup/metrics.jsonl" in cloud.names(bucket) and not seen:
+        copied = "uploadType=multipart" in path and "ifGenerationMatch" not in path
+        if copied and "run/run.json" in cloud.names(bucket) and not taken.is_set():
+            taken.set()
             cloud.put(bucket, "run/lock", b"process 8 on other\n")
-            time.sleep(1)
             seen.extend(cloud.names(bucket))
+            time.sleep(1)
+            answered.set()
 
     monkeypatch.setattr(cloud, "before", take_over)
     status, out, err = prorank("train", config, "--workdir", f"gs://{bucket}/run")
     assert (status, out) == (75, "")
     assert "its lock was lost (process 8 on other took it over); nothing more is written to it; start" in err
-    # The request that was under way was carried out, and none after it.
+    # The request that was under way is carried out, and none after it.
+    assert answered.wait(10)
+    time.sleep(0.5)
     assert len(set(cloud.names(bucket)) - set(seen)) <= 1
     assert cloud.objects[bucket]["run/lock"].content == b"process 8 on other\n"
     assert not cloud.names(bucket, "run/export/")

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from prorank_jax import run_lock
 from prorank_jax.errors import InputError
-from prorank_jax.run_lock import holder, locked
+from prorank_jax.run_lock import check_free, holder, locked
 
 HOLD = "import sys, time; from pathlib import Path; from prorank_jax.run_lock import locked\n" + (
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -47,3 +48,23 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
 def test_a_folder_without_a_lock_is_held_by_nobody(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     assert not (tmp_path / "lock").exists()
+
+
+def test_a_folder_is_free_where_nobody_holds_it_and_something_can_be_written(tmp_path: Path) -> None:
+    check_free(tmp_path / "later" / "run")
+    check_free(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with held_elsewhere(tmp_path) as process, pytest.raises(InputError, match=f"in use by process {process.pid} on "):
+        check_free(tmp_path)
+    check_free(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "run"):
+        with pytest.raises(NotADirectoryError):
+            check_free(place)
+
+
+def test_a_folder_without_permission_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError):
+        check_free(tmp_path / "run")
