@@ -54,6 +54,8 @@ ELSEWHERE = [
     "langchain-core>=1.8.3",
     "llama-index-core>=0.14.25",
 ]
+# Models as GGUF files. Apart from the tests': transformers reads tokenizers out of such files from here on.
+GGUF = ["gguf>=0.17.1", "transformers>=5.24"]
 GCS = ["gcsfs>=2026.4.0", "google-cloud-storage>=3.9.0"]
 SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 TEST = [
@@ -98,11 +100,12 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "gcs": GCS,
+        "gguf": GGUF,
         "test": TEST,
         "bench": REFERENCE,
         "serve": SERVE,
         "elsewhere": ELSEWHERE,
-        "dev": sorted([*TEST, *ELSEWHERE]),
+        "dev": sorted([*TEST, *ELSEWHERE, *GGUF]),
     },
     entry_points={"console_scripts": ["prorank = prorank_jax.cli:main"]},
 )

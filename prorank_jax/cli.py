@@ -142,6 +142,19 @@ def export(
     print(f"model: {out}   step {step} of {stage}, {kind}, {dtype}")
 
 
+@app.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(help="GGUF file, or the first part of a split one; here or in a bucket.")],
+    out: Annotated[str, typer.Argument(help="Model folder to write.")],
+) -> None:
+    """Write a GGUF file as a Hugging Face model folder, in float32."""
+    from prorank_jax.model.gguf_folder import import_gguf
+    from prorank_jax.storage import place
+
+    import_gguf(source, place(out))
+    print(f"model: {out}")
+
+
 @app.command()
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Model folder, hub id, or builtin:tiny.")] = None,

@@ -110,6 +110,9 @@ class SourceConfig(Section):
     fields: Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_of_rows)] = {}
     """Of rows under other names: the fields that they have, such as `query: question` or `query: query.text`; rows as
     well-known trainers have them need none."""
+    random_negatives: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the negatives that come from anywhere: of a collection from the whole corpus and not from the
+    candidates, of rows from the documents of other rows."""
     split: str = "train"
     """The judgements; this and what follows is for collections."""
     candidates: str = "bm25"
@@ -120,8 +123,6 @@ class SourceConfig(Section):
     """The lowest judgement that counts as relevant."""
     found_only: bool = False
     """Train on relevant documents that are among the candidates only: on what a reranker will see."""
-    random_negatives: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the negatives that come from the whole corpus and not from the candidates."""
 
 
 class DataConfig(SourceConfig):

@@ -1,11 +1,15 @@
-"""Random models of each family, written by torch, whose every weight matters."""
+"""Random models of each family, written by torch, whose every weight matters; their logits, torch's and ours."""
 
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.hf import Pretrained
 
 SMALL = {
     "vocab_size": 211,
@@ -45,3 +49,14 @@ def torch_logits(model: PreTrainedModel, tokens: np.ndarray, real: np.ndarray) -
             position_ids=torch.from_numpy(positions),
         ).logits
     return logits.float().numpy(), positions
+
+
+def our_logits(pretrained: Pretrained, tokens: np.ndarray, positions: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Logits of rows whose padding stands on either side."""
+    decoder = Decoder(pretrained.config)
+    length = tokens.shape[1]
+    mask = np.tril(np.ones((length, length), bool))[None] & real[:, None, :]
+    hidden, _ = decoder.forward(
+        pretrained.params, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32), jnp.asarray(mask)
+    )
+    return np.asarray(decoder.unembed(pretrained.params, hidden))

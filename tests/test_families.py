@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_models import torch_logits, write_model
+from hf_models import our_logits, torch_logits, write_model
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
@@ -20,7 +20,7 @@ from prorank_jax.model.attention import Rope, rotary_frequencies, within_window
 from prorank_jax.model.config_fields import INERT
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.families import FAMILIES, decoder_config
-from prorank_jax.model.hf import Pretrained, causal_config, load_pretrained, save_pretrained
+from prorank_jax.model.hf import causal_config, load_pretrained, save_pretrained
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -88,17 +88,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-
-
-def our_logits(pretrained: Pretrained, tokens: np.ndarray, positions: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Logits of rows whose padding stands on either side."""
-    decoder = Decoder(pretrained.config)
-    length = tokens.shape[1]
-    mask = np.tril(np.ones((length, length), bool))[None] & real[:, None, :]
-    hidden, _ = decoder.forward(
-        pretrained.params, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32), jnp.asarray(mask)
-    )
-    return np.asarray(decoder.unembed(pretrained.params, hidden))
 
 
 @pytest.mark.parametrize("name", MODELS)

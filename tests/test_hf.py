@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from prorank_jax.config import MeshConfig
 from prorank_jax.errors import InputError
-from prorank_jax.model import hf
+from prorank_jax.model import weights
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.families import FAMILIES
 from prorank_jax.model.hf import load_pretrained, save_pretrained
@@ -65,7 +65,7 @@ def configure(folder: Path, **fields: Any) -> None:
 def shard(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Writes the model of a folder as several files."""
     pretrained = load_pretrained(folder)
-    monkeypatch.setattr(hf, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 100_000)
     out.mkdir()
     save_pretrained(out, pretrained.params, pretrained.config, pretrained.hf_config)
     shards = sorted(out.glob("*.safetensors"))

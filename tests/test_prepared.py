@@ -381,3 +381,45 @@ def test_labels_below_0_are_refused_where_a_loss_learns_gains(tmp_path: Path):
         f"config: data.path={file}: has labels below 0 (the lowest is -1.5), and score.loss.listwise_softmax learns "
         "labels of 0 or more; use mse, margin_mse, ranknet or list_mle"
     )
+
+
+def mined(count: int) -> list[dict[str, Any]]:
+    return [{"query": f"q{i}", "pos": [f"p{i}"], "neg": [f"n{i}-{j}" for j in range(4)]} for i in range(count)]
+
+
+def test_random_negatives_come_from_other_rows(tmp_path: Path) -> None:
+    folder = made(write(tmp_path / "rows.jsonl", mined(50)))
+    source = RowSource(folder, "label", "rows", random_negatives=2 / 3)
+    foreign = Counter[str]()
+    for index in range(50):
+        group = source.draw(index, RNG(index), 4)
+        number = group.query.removeprefix("q")
+        assert group.documents[0] == f"p{number}" and group.labels == group.targets == (1.0, 0.0, 0.0, 0.0)
+        assert group.documents[1].startswith(f"n{number}-")
+        others = {document[1:].partition("-")[0] for document in group.documents[2:]}
+        assert number not in others and len(set(group.documents)) == 4
+        foreign.update(others)
+        assert source.draw(index, RNG(index), 4) == group
+    assert len(foreign) > 30
+    kinds = [(source.pair(index, RNG(index)), f"n{index}-") for index in range(50)]
+    own = sum(irrelevant is not None and irrelevant.document.startswith(name) for (_, irrelevant), name in kinds)
+    assert 8 <= own <= 26
+    assert all(relevant is not None and relevant.label == 1 for (relevant, _), _ in kinds)
+
+
+def test_random_negatives_fill_up_what_a_row_lacks(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i}", "pos": [f"p{i}"], "neg": []} for i in range(3)]
+    source = RowSource(made(write(tmp_path / "rows.jsonl", rows)), "label", "rows", random_negatives=0.5)
+    # Of three rows there are two other documents.
+    assert [len(source.draw(0, RNG(seed), 4).documents) for seed in range(3)] == [3, 3, 3]
+    assert source.pair(0, RNG(0))[1] in [None, Example("q0", "p1", 0), Example("q0", "p2", 0)]
+
+
+def test_random_negatives_have_no_scores(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"query": "q", "documents": ["a", "b"], "scores": [1, 0]}])
+    folder = made(file, positives_only=False)
+    with pytest.raises(InputError, match="^rows: random_negatives=0.5: are for groups that learn labels, and not for "):
+        RowSource(folder, "softmax", "rows", random_negatives=0.5)
+    single = prepare(file, tmp_path / "single", single=True, positives_only=False)
+    with pytest.raises(InputError, match="not for single pairs; leave it out$"):
+        RowSource(single, "label", "rows", random_negatives=0.5)

@@ -168,15 +168,15 @@ class JudgedSource:
         if others and size >= 3:
             chosen.append(others[int(rng.integers(len(others)))])
         wanted = size - len(chosen)
-        negatives = _draw(rng, judged.hard_negatives, _hard(rng, wanted, self.selection.random_negatives))
+        negatives = _draw(rng, judged.hard_negatives, hard(rng, wanted, self.selection.random_negatives))
         missing = wanted - len(negatives)
         documents = len(self.collection.documents)
         negatives += _fill(rng, documents, missing, judged.never_negative.union(negatives))
         return [(judged.positives[i], judged.grades[i]) for i in chosen] + [(position, 0) for position in negatives]
 
 
-def _hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int:
-    """How many of the negatives are hard ones; a single negative is one by chance, as its share cannot be rounded."""
+def hard(rng: np.random.Generator, wanted: int, random_negatives: float) -> int:
+    """How many of the negatives are hard and not random; one alone is by chance, as its share cannot be rounded."""
     if wanted == 1 and random_negatives > 0:
         return int(rng.random() >= random_negatives)
     return wanted - round(wanted * random_negatives)

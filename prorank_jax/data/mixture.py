@@ -17,7 +17,7 @@ from prorank_jax.data.prepared import ABOUT, RowSource, open_prepared
 from prorank_jax.errors import InputError
 from prorank_jax.storage import fetched
 
-_OF_COLLECTIONS = ("split", "candidates", "depth", "relevant_from", "found_only", "random_negatives")
+_OF_COLLECTIONS = ("split", "candidates", "depth", "relevant_from", "found_only")
 
 
 class Mixture(NamedTuple):
@@ -86,7 +86,7 @@ def _open(place: str, config: SourceConfig, cache: Path, single: bool) -> Judged
         positives_only = config.target == "label" and not single
         out = cache / _folder_name(config.path, single, positives_only, config.fields)
         prepared = prepare(source, out, single=single, positives_only=positives_only, fields=config.fields)
-    return RowSource(prepared, config.target, config.path)
+    return RowSource(prepared, config.target, config.path, config.random_negatives)
 
 
 def _open_judged(place: str, config: SourceConfig, source: str | Path) -> JudgedSource:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from prorank_jax.data.examples import Example, Group
+from prorank_jax.data.examples import Example, Group, hard
 from prorank_jax.data.records import Records
 from prorank_jax.errors import InputError
 from prorank_jax.json_text import parse_json
@@ -111,17 +111,26 @@ class RowSource:
     softmax  the probabilities that they mean among the documents drawn
 
     Of a group with more documents than are asked for, labels draw a relevant one, an irrelevant one where there is one
-    and room for it, and others at random; scores draw all at random.
+    and room for it, and others at random; scores draw all at random. With random negatives, labels draw their share of
+    the negatives, and what the group lacks, from the documents of all groups.
 
     Raises:
-      InputError: the target needs scores, and the rows have none.
+      InputError: the target needs scores, and the rows have none; or random negatives, which have no score.
     """
 
     prepared: PreparedFolder
     target: Target = "label"
     name: str = ""
+    random_negatives: float = 0.0
+    """Share of the negatives that come from other groups."""
 
     def __post_init__(self) -> None:
+        if self.random_negatives and (self.target != "label" or self.prepared.single):
+            where = "single pairs" if self.prepared.single else f"target={self.target}"
+            raise InputError(
+                f"{self.name}: random_negatives={self.random_negatives:g}: are for groups that learn labels, and not "
+                f"for {where}; leave it out"
+            )
         if self.target != "label" and not self.prepared.scored:
             raise InputError(
                 f"{self.name}: target={self.target}: its rows have no scores ({self.prepared.shape}); "
@@ -138,15 +147,20 @@ class RowSource:
 
     def draw(self, index: int, rng: np.random.Generator, size: int) -> Group:
         record = self._read(index)
+        others = size - 1 - hard(rng, size - 1, self.random_negatives) if self.random_negatives else 0
         chosen = list(range(len(record.documents)))
-        if len(chosen) > size:
-            chosen = self._choose(record, rng, size)
-        labels = tuple(record.labels[i] for i in chosen)
-        targets = labels
+        if len(chosen) > size - others:
+            chosen = self._choose(record, rng, size - others)
+        documents = [record.documents[i] for i in chosen]
+        labels = [record.labels[i] for i in chosen]
+        if self.random_negatives:
+            documents += self._others(record, rng, size - len(documents))
+            labels += [0.0] * (len(documents) - len(labels))
+        targets = tuple(labels)
         if self.target != "label":
             assert record.scores is not None
             targets = _targets(self.target, np.array([record.scores[i] for i in chosen]))
-        return Group(record.query, tuple(record.documents[i] for i in chosen), labels, targets, record.instruction)
+        return Group(record.query, tuple(documents), tuple(labels), targets, record.instruction)
 
     def pair(self, index: int, rng: np.random.Generator) -> tuple[Example | None, Example | None]:
         record = self._read(index)
@@ -158,7 +172,11 @@ class RowSource:
             chosen = of_kind[int(rng.integers(len(of_kind)))]
             return Example(record.query, record.documents[chosen], label, record.instruction)
 
-        return one(1), one(0)
+        relevant = one(1)
+        if self.random_negatives and not hard(rng, 1, self.random_negatives):
+            found = self._others(record, rng, 1)
+            return relevant, Example(record.query, found[0], 0, record.instruction) if found else one(0)
+        return relevant, one(0)
 
     def _choose(self, record: Record, rng: np.random.Generator, size: int) -> list[int]:
         order = [int(i) for i in rng.permutation(len(record.documents))]
@@ -167,6 +185,18 @@ class RowSource:
         kinds = ([i for i in order if record.labels[i] > 0], [i for i in order if record.labels[i] <= 0])
         first = [of_kind[0] for of_kind in kinds if of_kind][:size]
         return first + [i for i in order if i not in first][: size - len(first)]
+
+    def _others(self, record: Record, rng: np.random.Generator, count: int) -> list[str]:
+        """Documents of other groups, none of them one of this group; fewer where most are."""
+        found: list[str] = []
+        for _ in range(10 * count):
+            if len(found) == count:
+                break
+            other = self._read(int(rng.integers(len(self)))).documents
+            document = other[int(rng.integers(len(other)))]
+            if document not in record.documents and document not in found:
+                found.append(document)
+        return found
 
     def _read(self, index: int) -> Record:
         return Record(*json.loads(self._records[index]))

@@ -63,7 +63,9 @@ _GEMMA_FIELDS = {
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base_swa": "rope_local_base_freq",
 }
+_PATTERN = "attention.sliding_window_pattern"
 _INERT = {
     *("vocab_size", "attention.value_length", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned", "attention.sliding_window"),
@@ -99,7 +101,7 @@ class GgufFile:
 
     def __init__(self, path: Path):
         self.path = path
-        readers = [_opened(part) for part in _parts(path)]
+        readers = [_opened(part) for part in parts(path)]
         self._metadata = readers[0].fields
         self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         name = self.get("general.architecture")
@@ -126,12 +128,17 @@ class GgufFile:
         fields = _FIELDS | (_GEMMA_FIELDS if gemma else {})
         own = {key.removeprefix(f"{self.name}."): self.get(key) for key in self._metadata if self._is_own(key)}
         for key, value in own.items():
-            if key not in fields and key not in _INERT and value not in (None, False, 0, 0.0, ""):
+            if (
+                key not in fields
+                and key not in _INERT
+                and not (gemma and key == _PATTERN)
+                and value not in (None, False, 0, 0.0, "")
+            ):
                 raise InputError(f"{self.path}: {self.name}.{key}={value!r} is not supported; use another model")
         config: dict[str, Any] = {
             "architectures": [FAMILIES[self.architecture.model_type].causal_lm],
             "model_type": self.architecture.model_type,
-            "vocab_size": self._tensor("token_embd.weight").shape.tolist()[1],
+            "vocab_size": self.shape("token_embd.weight")[0],
             "tie_word_embeddings": "output.weight" not in self._tensors,
             **{theirs: _plain(own[key]) for key, theirs in fields.items() if key in own},
         }
@@ -147,11 +154,41 @@ class GgufFile:
         config["pad_token_id"] = self.get("tokenizer.ggml.padding_token_id")
         if gemma:
             config["query_pre_attn_scalar"] = self._gemma_query_scale(config)
+            config |= _sliding(own.get(_PATTERN))
         return config | self._rope(own, config)
 
-    def weights(self, config: DecoderConfig) -> "GgufWeights":
-        """The tensors under Hugging Face's names."""
-        return GgufWeights(self, config)
+    @property
+    def names(self) -> list[str]:
+        """The tensors, by the names of the file."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, rows first as numpy has it.
+
+        Raises:
+          InputError: there is none of this name.
+        """
+        return tuple(map(int, self._tensor(name).shape[::-1]))
+
+    def values(self, name: str) -> np.ndarray:
+        """A tensor as it is stored, in float32.
+
+        Raises:
+          InputError: its quantisation type is not known, or a value is not finite.
+        """
+        from gguf.quants import dequantize
+
+        tensor = self._tensor(name)
+        try:
+            values: np.ndarray = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: tensor {name} is of type {tensor.tensor_type.name}, which the gguf library does not "
+                f"dequantise ({error}); use a file of another quantisation"
+            ) from None
+        if not np.isfinite(values).all():
+            raise InputError(f"{self.path}: tensor {name} holds values that are not finite; the file is damaged")
+        return values
 
     def _is_own(self, key: str) -> bool:
         return key.startswith(f"{self.name}.")
@@ -194,27 +231,33 @@ class GgufFile:
 
 
 class GgufWeights:
-    """The tensors of a file under Hugging Face's names, dequantised when they are read; as `weights.Weights`."""
+    """The tensors of a file under Hugging Face's names, dequantised when they are read.
+
+    Raises:
+      InputError: a tensor is missing, misshapen or unknown.
+    """
 
     def __init__(self, source: GgufFile, config: DecoderConfig):
-        self.folder = source.path
-        self._source = source
-        self._config = config
-        self._entries: dict[str, tuple[Entry, str]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._source, self._config = source, config
+        self._stored: dict[str, tuple[Entry, str]] = {}
         for entry in tensor_table(config):
             for theirs, ours in zip(entry.names(config.layers), _names(entry, config.layers), strict=True):
-                if ours in source._tensors:
-                    self._entries[theirs] = entry, ours
-                    self.shapes[theirs] = tuple(source._tensor(ours).shape.tolist()[::-1])
-        known = {ours for _, ours in self._entries.values()}
-        for name in source._tensors:
-            if name not in known and name != _ROPE_FACTORS:
-                self.shapes[name] = tuple(source._tensor(name).shape.tolist()[::-1])
+                self._stored[theirs] = entry, ours
+                if (shape := source.shape(ours)) != entry.theirs:
+                    raise InputError(
+                        f"{source.path}: tensor {ours} has shape {shape}, the metadata say {entry.theirs}; "
+                        "they disagree"
+                    )
+        known = {ours for _, ours in self._stored.values()} | {_ROPE_FACTORS}
+        if unknown := [name for name in source.names if name not in known]:
+            raise InputError(
+                f"{source.path}: tensor {unknown[0]} is unknown to the architecture {source.name}; use another file"
+            )
 
-    def file(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self.folder
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor in float32."""
+        return {name: 4 * int(np.prod(entry.theirs)) for name, (entry, _) in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in float32.
@@ -222,25 +265,21 @@ class GgufWeights:
         Raises:
           InputError: its quantisation type is not known, or a value is not finite.
         """
-        from gguf.quants import dequantize
-
-        entry, stored = self._entries[name]
-        tensor = self._source._tensor(stored)
-        try:
-            values: np.ndarray = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        except (NotImplementedError, ValueError) as error:
-            raise InputError(
-                f"{self.folder}: tensor {stored} is of type {tensor.tensor_type.name}, which the gguf library does not "
-                f"dequantise ({error}); use a file of another quantisation"
-            ) from None
-        if not np.isfinite(values).all():
-            raise InputError(f"{self.folder}: tensor {stored} holds values that are not finite; the file is damaged")
+        entry, stored = self._stored[name]
+        values = self._source.values(stored)
         heads = {"query": self._config.heads, "key": self._config.kv_heads}.get(entry.path[-2:][0])
         if self._source.architecture.permuted and heads is not None:
             values = _halves(values, heads)
         if self._source.architecture.shifted_norms and entry.path[-1] == "scale":
             values = values - np.float32(1)
         return values
+
+
+def _sliding(pattern: Any) -> dict[str, Any]:
+    """Which layers of Gemma attend to a window alone: every layer's flag, or which one of so many does not."""
+    if isinstance(pattern, list):
+        return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in pattern]}
+    return {} if pattern is None else {"sliding_window_pattern": pattern}
 
 
 def _names(entry: Entry, layers: int) -> list[str]:
@@ -276,8 +315,14 @@ def _plain(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _parts(path: Path) -> list[Path]:
-    """The files of a model, the first of which has the metadata."""
+def parts(path: Path) -> list[Path]:
+    """The files of a model, the first of which has the metadata.
+
+    Raises:
+      InputError: one is missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a GGUF file")
     if not (split := _SPLIT.search(path.name)):
         return [path]
     count = int(split[2])
@@ -292,8 +337,6 @@ def _opened(path: Path) -> "GGUFReader":
         from gguf import GGUFReader
     except ImportError:
         raise InputError(f"{path}: reading GGUF files needs the gguf library; pip install gguf") from None
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a GGUF file")
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:

@@ -4,7 +4,6 @@ Import goes parameter by parameter, tensor by tensor, into arrays of the final d
 model the host holds one stacked parameter and one tensor.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -15,19 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Sharding
-from safetensors.numpy import save_file
 
 from prorank_jax.errors import InputError
 from prorank_jax.json_text import parse_json
 from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
 from prorank_jax.model.families import FAMILIES, decoder_config
+from prorank_jax.model.gguf import SUFFIX
+from prorank_jax.model.gguf_folder import folder_of
 from prorank_jax.model.tensors import CLASSIFIER, EMBEDDING, UNEMBEDDING, Entry, get, put, tensor_table
-from prorank_jax.model.weights import INDEX, WEIGHTS, Weights, refuse_adapter
+from prorank_jax.model.weights import WEIGHTS, Weights, refuse_adapter, write_folder
 from prorank_jax.storage import fetched
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "demo" / "tiny_base"}
-SHARD_BYTES = 5 * 10**9
-
 # What Hugging Face derives from the configuration, and older checkpoints hold all the same.
 _DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 # Heads next to the language model: of a classifier, and TRL's and OpenRLHF's of a value, which read the hidden states.
@@ -61,7 +59,8 @@ class Pretrained(ModelFolder):
 
 
 def resolve(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
-    """The folder on this machine of a folder, a built-in model, or a hub id (downloaded, or found in the local cache).
+    """The folder on this machine of a folder, a built-in model, a GGUF file (written as a folder once), or a hub id
+    (downloaded, or found in the local cache).
 
     Args:
       files: patterns of what is asked of a hub id or of a bucket.
@@ -71,10 +70,14 @@ def resolve(source: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
     """
     if str(source) in BUILTIN:
         return BUILTIN[str(source)]
+    if str(source).endswith(SUFFIX):
+        return folder_of(Path(fetched(source)))
     if (folder := Path(fetched(source, files))).is_dir():
         return folder
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise InputError(f"{source}: no such model folder; give a folder with config.json, or a hub id owner/name")
+        raise InputError(
+            f"{source}: no such model folder; give a folder with config.json, a GGUF file, or a hub id owner/name"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -183,28 +186,8 @@ def save_pretrained(
         value = get(params, entry.path)
         return entry.to_theirs(np.asarray(value[layer] if entry.stacked else value).astype(dtype))
 
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if filled + size > SHARD_BYTES and shards[-1]:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    if len(files) == 1:
-        files = [WEIGHTS]
-    else:
-        listed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": listed}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     written = {key: value for key, value in hf_config.items() if key != "torch_dtype"} | {"dtype": dtype}
-    config_file = folder / "config.json"
-    config_file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    for file, shard in zip(files, shards, strict=True):
-        save_file({name: tensor(name) for name in shard}, folder / file, metadata={"format": "pt"})
-        # safetensors keeps them from everybody else
-        (folder / file).chmod(config_file.stat().st_mode)
+    write_folder(folder, written, sizes, tensor)
 
 
 def causal_config(hf_config: dict[str, Any]) -> dict[str, Any]:

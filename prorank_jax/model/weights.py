@@ -1,23 +1,27 @@
-"""The safetensors files of a model folder: which there are, which tensors they hold, and reading these one by one.
+"""The safetensors files of a model folder: which there are, which tensors they hold, reading these one by one, and
+writing them.
 
 Nothing is mapped into memory for longer than one tensor takes to read. Pickles are never opened.
 """
 
+import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from prorank_jax.errors import InputError
 from prorank_jax.json_text import parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
 ADAPTER = "adapter_config.json"
 _MLX = re.compile(r"^(\d+_)?adapters\.(safetensors|npz)$")
 _NOT_MERGED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
@@ -98,6 +102,38 @@ class Weights:
         if not np.isfinite(tensor).all():
             raise InputError(f"{self.describe(name)} holds values that are not finite; the weights are damaged")
         return tensor
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], sizes: Mapping[str, int], tensor: Callable[[str], np.ndarray]
+) -> None:
+    """Writes `config.json` and the tensors (sharded with an index above 5 GB) into an existing folder.
+
+    Args:
+      sizes: bytes of each tensor, by name.
+      tensor: gives a tensor by its name; those of one file are in memory together.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if filled + size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(files) == 1:
+        files = [WEIGHTS]
+    else:
+        listed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": listed}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file, shard in zip(files, shards, strict=True):
+        save_file({name: tensor(name) for name in shard}, folder / file, metadata={"format": "pt"})
+        # safetensors keeps them from everybody else
+        (folder / file).chmod(config_file.stat().st_mode)
 
 
 @contextmanager
