@@ -54,13 +54,14 @@ ELSEWHERE = [
     "langchain-core>=1.8.3",
     "llama-index-core>=0.14.25",
 ]
-# Models as GGUF files. Apart from the tests': transformers reads tokenizers out of such files from here on.
-GGUF = ["gguf>=0.17.1", "transformers>=5.24"]
+# Models as GGUF files; their tokenizers are read by transformers 5.24 and later alone.
+GGUF = ["gguf>=0.19.0"]
 GCS = ["gcsfs>=2026.4.0", "google-cloud-storage>=3.9.0"]
 SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 TEST = [
     *REFERENCE,
     *GCS,
+    *GGUF,
     *SERVE,
     "httpx>=0.28.1",
     "hypothesis>=6.170",
@@ -105,7 +106,7 @@ setup(
         "bench": REFERENCE,
         "serve": SERVE,
         "elsewhere": ELSEWHERE,
-        "dev": sorted([*TEST, *ELSEWHERE, *GGUF]),
+        "dev": sorted([*TEST, *ELSEWHERE]),
     },
     entry_points={"console_scripts": ["prorank = prorank_jax.cli:main"]},
 )
