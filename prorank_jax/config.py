@@ -175,55 +175,37 @@ class StageConfig(Section):
         return self.lora is not None
 
 
-class GrpoConfig(StageConfig):
-    """Stage one, prompt warmup: GRPO on the answer to the relevance prompt."""
+class PolicyConfig(StageConfig):
+    """What GRPO and its limit for ever larger groups have in common: rewards, and what is learnt from them."""
 
-    method: Literal["grpo"] = "grpo"
     prompts_per_step: Positive = 32
     """Prompts in a batch, over all devices; half of them relevant."""
-    group_size: Annotated[int, Field(ge=1)] = 8
-    """Completions sampled for each prompt."""
-    max_new_tokens: Annotated[int, Field(ge=0)] = 4
-    """Tokens of a completion at most."""
-    temperature: Rate = 1.0
-    """Of the rollouts, and of the log-probabilities that are learnt from."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw from the k likeliest tokens only; 0 draws from all. Log-probabilities are those of all tokens."""
+    matched: bool = True
+    """Whether the two prompts that lie side by side in a batch, a relevant one and another, ask the same query."""
     iterations: Positive = 1
     """Updates from the same rollouts; from the second on the ratio of new to old probability is not 1."""
     accumulation: Positive = 1
     """Parts that a step's prompts are computed in, one after the other: less memory, the same update."""
     beta: NonNegative = 0.0
     """Weight of the KL divergence to the base model; 0 leaves the reference pass out."""
+    balanced: bool = False
+    """The reference gives both answers their mean probability: it says nothing of which is right. Only with beta."""
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_high: Rate = 0.2
-    advantage: Literal["group_std", "group_mean"] = "group_std"
-    """`group_std` divides the centred reward by the group's standard deviation, `group_mean` does not."""
     max_kl: Rate | None = 30.0
     """The run ends where the KL divergence to the base model, over ten rows of metrics, is more nats than this; null:
     never. Only with beta."""
-    loss_average: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
-    """What every part of the loss counts for: `grpo` gives each completion the same weight, `dapo` each token of
-    the batch, `dr_grpo` each token over the most there could be."""
-    mask_truncated: bool = False
-    """Learn nothing from completions that did not end within `max_new_tokens`."""
+    entropy: NonNegative = 0.0
+    """Weight of a bonus for the entropy of the choice between the two answers."""
     rewards: Mapping[str, NonNegative] = {"format": 1.0, "relevance": 1.0}
     """Weight of each reward: `format`, `relevance`, or a function of one's own as `module:function`."""
-    show_completions_every: Annotated[int, Field(ge=0)] = 50
-    """Steps between two looks at some completions, which are kept in completions.jsonl; 0 shows none."""
 
     @property
     def reads_base(self) -> bool:
         return super().reads_base or self.beta > 0
 
     @model_validator(mode="after")
-    def _check(self) -> "GrpoConfig":
-        if self.group_size < 2:
-            raise ValueError(f"group_size={self.group_size}: a group of one has no advantage; use 2 or more")
-        if self.max_new_tokens < 2:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens}: an answer is a digit and the end of the turn; use 2 or more"
-            )
+    def _check_policy(self) -> "PolicyConfig":
         for name in self.rewards:
             if name not in get_args(Reward) and ":" not in name:
                 near = difflib.get_close_matches(name, get_args(Reward), n=1, cutoff=0.5)
@@ -239,7 +221,55 @@ class GrpoConfig(StageConfig):
             )
         if not sum(self.rewards.values()) > 0:
             raise ValueError(f"rewards={dict(self.rewards)}: the weights sum to nothing; give one of them a weight")
+        if self.balanced and not self.beta:
+            raise ValueError("balanced=true: is of the reference, which beta=0 leaves out; give beta a weight")
         return self
+
+
+class GrpoConfig(PolicyConfig):
+    """Stage one, prompt warmup: GRPO on the answer to the relevance prompt."""
+
+    method: Literal["grpo"] = "grpo"
+    group_size: Annotated[int, Field(ge=1)] = 8
+    """Completions sampled for each prompt."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 4
+    """Tokens of a completion at most."""
+    temperature: Rate = 1.0
+    """Of the rollouts, and of the log-probabilities that are learnt from."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k likeliest tokens only; 0 draws from all. Log-probabilities are those of all tokens."""
+    oversampling: Positive = 1
+    """Times as many prompts as are learnt from get completions; those whose completions earn different rewards are
+    learnt from first (DAPO's dynamic sampling)."""
+    advantage: Literal["group_std", "group_mean", "batch_std", "batch_mean"] = "group_std"
+    """What is taken from the reward, the mean of the group or of the whole batch; `_std` divides by the standard
+    deviation of the same, `_mean` does not."""
+    loss_average: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """What every part of the loss counts for: `grpo` gives each completion the same weight, `dapo` each token of
+    the batch, `dr_grpo` each token over the most there could be."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that did not end within `max_new_tokens`."""
+    show_completions_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between two looks at some completions, which are kept in completions.jsonl; 0 shows none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GrpoConfig":
+        if self.group_size < 2:
+            raise ValueError(f"group_size={self.group_size}: a group of one has no advantage; use 2 or more")
+        if self.max_new_tokens < 2:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens}: an answer is a digit and the end of the turn; use 2 or more"
+            )
+        return self
+
+
+class ExpectedConfig(PolicyConfig):
+    """Stage one by the limit of GRPO for ever larger groups, computed exactly: both answers, and all else as one."""
+
+    method: Literal["expected"]
+    advantage: Literal["group_std", "group_mean"] = "group_std"
+    """`group_std` divides the centred reward by the standard deviation that the policy gives it, `group_mean` does
+    not."""
 
 
 class SupervisedConfig(StageConfig):
@@ -258,8 +288,17 @@ def warmup_method(section: Any) -> str:
     return str(method)
 
 
+WARMUPS: dict[str, type[StageConfig]] = {
+    "grpo": GrpoConfig,
+    "expected": ExpectedConfig,
+    "supervised": SupervisedConfig,
+}
+"""The section of each method."""
 WarmupConfig = Annotated[
-    Annotated[GrpoConfig, Tag("grpo")] | Annotated[SupervisedConfig, Tag("supervised")], Discriminator(warmup_method)
+    Annotated[GrpoConfig, Tag("grpo")]
+    | Annotated[ExpectedConfig, Tag("expected")]
+    | Annotated[SupervisedConfig, Tag("supervised")],
+    Discriminator(warmup_method),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig, warmup_method
+from prorank_jax.config import WARMUPS, RunConfig, warmup_method
 from prorank_jax.errors import InputError
 from prorank_jax.storage import Place, fetched
 
@@ -219,7 +219,7 @@ def _first_problem(error: ValidationError, root: type[BaseModel]) -> str:
         return _unknown_key(location, _fields_at(location[:-1], root))
     place = _dotted(location)
     if kind == "union_tag_invalid":
-        return f"{place}.method={_shown(warmup_method(value))}: no way to warm up; use grpo or supervised"
+        return f"{place}.method={_shown(warmup_method(value))}: no way to warm up; use {', '.join(WARMUPS)}"
     if kind == "missing":
         return f"{place}: missing; this field has no default"
     if kind == "model_type":
@@ -239,15 +239,15 @@ def _unknown_key(location: tuple[str | int, ...], known: list[str]) -> str:
 
 def _dotted(location: tuple[str | int, ...]) -> str:
     """A location as the file's writer knows it: without the tag of the method that pydantic puts behind `warmup`."""
-    tagged = location[:1] == ("warmup",) and location[1:2] in (("grpo",), ("supervised",))
+    tagged = location[:1] == ("warmup",) and location[1:2] in [(method,) for method in WARMUPS]
     return ".".join(str(part)[:_SHOWN] for part in (location[:1] + location[2:] if tagged else location))
 
 
 def _fields_at(location: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
     section = root
     for part in location:
-        if part in ("grpo", "supervised"):
-            section = GrpoConfig if part == "grpo" else SupervisedConfig
+        if part in WARMUPS:
+            section = WARMUPS[str(part)]
             continue
         if isinstance(part, int):  # of several sections of one kind
             continue

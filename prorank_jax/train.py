@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from prorank_jax import __version__
 from prorank_jax.answer_place import warn_unlikely
 from prorank_jax.card import run_record
-from prorank_jax.config import RunConfig
+from prorank_jax.config import PolicyConfig, RunConfig
 from prorank_jax.config_file import dump_config
 from prorank_jax.data.mixture import open_mixture
 from prorank_jax.data.stream import groups, pairs
@@ -80,7 +80,8 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
         prompt.with_instruction(instruction)
     sources, weights, _ = mixture
     # Both streams draw once here, so that a warmup does not run before the other is refused.
-    pair_stream = pairs(sources, weights, config.seed) if config.warmup else None
+    matched = not isinstance(config.warmup, PolicyConfig) or config.warmup.matched
+    pair_stream = pairs(sources, weights, config.seed, matched=matched) if config.warmup else None
     group_stream = groups(sources, weights, config.seed, config.score.documents_per_query) if config.score else None
     held_out = (development.collection, development.run) if development else None
     record = ScoreRecord(reranker, draw(config, held_out, sources, weights), Room(preemption))

@@ -455,7 +455,7 @@ def test_differences_of_two_methods_are_those_of_their_fields():
     assert lines[:3] == [
         "warmup.method: grpo -> supervised",
         "warmup.prompts_per_step: 32 -> 8",
-        "warmup.group_size: 8 -> None",
+        "warmup.matched: True -> None",
     ]
     assert "warmup.rewards.my:own: 2.0 -> None" in lines
     # What both have in common and equal is not among them.

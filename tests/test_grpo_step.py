@@ -26,9 +26,10 @@ from prorank_jax.model.prefix import prefill
 from prorank_jax.model.tensors import get, tensor_table
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.seeds import key
+from prorank_jax.warmup.policy import make_losses
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import sample
-from prorank_jax.warmup.step import make_losses, make_step
+from prorank_jax.warmup.step import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 

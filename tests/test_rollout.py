@@ -18,10 +18,10 @@ from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.model.prefix import prefill
+from prorank_jax.warmup.policy import make_losses
 from prorank_jax.warmup.probe import answer_rates
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import completion_log_probs, sample
-from prorank_jax.warmup.step import make_losses
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 

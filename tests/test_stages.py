@@ -28,6 +28,7 @@ from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import answer_margin, last_hidden
 from prorank_jax.warmup import step as warmup
+from prorank_jax.warmup.policy import make_losses
 from prorank_jax.warmup.rewards import AnswerTokens
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -362,7 +363,7 @@ def test_both_losses_trace_in_bfloat16_with_float32_gradients(remat):
     decoder = Decoder(DECODER.config, jnp.dtype("bfloat16"), remat)
     params, keys = base_params(), jax.random.split(jax.random.key(0), 16)
     losses: list[tuple[Any, tuple[Any, ...]]] = [
-        (warmup.make_losses(decoder, ANSWERS, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
+        (make_losses(decoder, ANSWERS, WARMUP).fresh, (params, jax.tree.map(jnp.asarray, pairs_at(0)), keys)),
         (scoring.make_loss(decoder, ANSWERS[:2], SCORES["all"]), (params, jax.tree.map(jnp.asarray, groups_at(0)))),
     ]
     for loss, arguments in losses:

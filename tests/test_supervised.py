@@ -23,7 +23,8 @@ from prorank_jax.runtime.mesh import shardings, split_rows
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.warmup.probe import answer_rates
 from prorank_jax.warmup.rewards import AnswerTokens
-from prorank_jax.warmup.supervised import answer_log_probs, make_step
+from prorank_jax.warmup.rollout import answer_log_probs
+from prorank_jax.warmup.supervised import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 

@@ -35,26 +35,33 @@ def groups(sources: Sequence[Source], weights: Sequence[float], seed: int, size:
 @dataclass(frozen=True)
 class Pairs:
     """The label-balanced endless stream of examples: row 2g is a relevant document, row 2g+1 an irrelevant one of the
-    same query, or of another where that has none."""
+    same query, or of another where that has none or pairs are not to be matched."""
 
     both: "grain.MapDataset[tuple[Example, Example]]"
+    matched: bool = True
 
     def __getitem__(self, row: int) -> Example:
-        return self.both[row // 2][row % 2]
+        return self.both[self._position(row)][row % 2]
 
     def rows(self, rows: Sequence[int]) -> list[Example]:
         """These rows, each group read once."""
-        both = {position: self.both[position] for position in dict.fromkeys(row // 2 for row in rows)}
-        return [both[row // 2][row % 2] for row in rows]
+        both = {position: self.both[position] for position in dict.fromkeys(map(self._position, rows))}
+        return [both[self._position(row)][row % 2] for row in rows]
+
+    def _position(self, row: int) -> int:
+        return row // 2 + (row % 2 if not self.matched else 0)
 
 
-def pairs(sources: Sequence[Source], weights: Sequence[float], seed: int) -> Pairs:
+def pairs(sources: Sequence[Source], weights: Sequence[float], seed: int, *, matched: bool = True) -> Pairs:
     """The stream of pairs.
+
+    Args:
+      matched: whether the two rows of a pair are of one query.
 
     Raises:
       InputError: here or when a row is asked for: no group in many has a document of the kind that is missing.
     """
-    return Pairs(_mixed(sources, weights, partial(sequence, seed, "data/pairs"), _pair))
+    return Pairs(_mixed(sources, weights, partial(sequence, seed, "data/pairs"), _pair), matched)
 
 
 def batches(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:

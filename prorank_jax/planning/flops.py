@@ -7,7 +7,7 @@ A product of [m, k] and [k, n] is 2mkn. A backward pass is twice its forward pas
 
 import math
 
-from prorank_jax.config import GrpoConfig, LoraConfig, ScoreConfig, SupervisedConfig
+from prorank_jax.config import ExpectedConfig, GrpoConfig, LoraConfig, ScoreConfig, SupervisedConfig
 from prorank_jax.model.decoder import DecoderConfig
 from prorank_jax.model.tensors import tensor_table
 
@@ -23,20 +23,41 @@ def unembedding(c: DecoderConfig, positions: float) -> float:
     return 2.0 * positions * c.vocabulary * c.width
 
 
+def warmup(c: DecoderConfig, config: GrpoConfig | ExpectedConfig | SupervisedConfig, length: int) -> float:
+    """A step of prompt warmup by its method."""
+    if isinstance(config, GrpoConfig):
+        return grpo(c, config, length)
+    return expected(c, config, length) if isinstance(config, ExpectedConfig) else supervised(c, config, length)
+
+
 def grpo(c: DecoderConfig, config: GrpoConfig, length: int) -> float:
     """A step of GRPO: rollouts, the reference where there is one, and the updates."""
     P, completion = config.prompts_per_step, config.prompts_per_step * config.group_size * (config.max_new_tokens - 1)
     prompts = forward(c, P * length, length / 2)
     completions = forward(c, completion, length) + unembedding(c, P + completion)
     reference = (prompts + completions) if config.beta else 0.0
-    return completions + reference + config.iterations * _with_backward(config.lora) * (prompts + completions)
+    drawn = completions + reference
+    if config.oversampling > 1 or config.advantage.startswith("batch"):
+        # Before it is known what is learnt from, all of it is computed once without a gradient.
+        drawn = config.oversampling * (drawn + prompts + completions)
+    return drawn + config.iterations * _with_backward(config.lora) * (prompts + completions)
+
+
+def expected(c: DecoderConfig, config: ExpectedConfig, length: int) -> float:
+    """A step of GRPO's limit: the answers' probabilities, the reference's where there is one, and the updates."""
+    network = _answers(c, config.prompts_per_step, length)
+    return (network if config.beta else 0.0) + config.iterations * _with_backward(config.lora) * network
 
 
 def supervised(c: DecoderConfig, config: SupervisedConfig, length: int) -> float:
-    """A step on the log-probabilities of both answers and the end of the turn behind each."""
-    P = config.prompts_per_step
-    answers = forward(c, 2 * P, length) + unembedding(c, 3 * P)
-    return _with_backward(config.lora) * (forward(c, P * length, length / 2) + answers)
+    """A step on the log-probabilities of both answers."""
+    return _with_backward(config.lora) * _answers(c, config.prompts_per_step, length)
+
+
+def _answers(c: DecoderConfig, prompts: int, length: int) -> float:
+    """Prompts, and behind each both answers and the end of the turn."""
+    answers = forward(c, 2 * prompts, length) + unembedding(c, 3 * prompts)
+    return forward(c, prompts * length, length / 2) + answers
 
 
 def score(c: DecoderConfig, config: ScoreConfig, length: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from prorank_jax.config import GrpoConfig, RunConfig, StageConfig
+from prorank_jax.config import GrpoConfig, RunConfig, StageConfig, SupervisedConfig
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
 from prorank_jax.model.long_attention import kernel_for
@@ -26,7 +26,7 @@ from prorank_jax.scoring.step import make_step as make_score_step
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.stage import check_warmup
-from prorank_jax.warmup.step import make_step as make_grpo_step
+from prorank_jax.warmup.step import make_step as make_policy_step
 
 # Which tokens the answers are changes no shape.
 _ANSWERS = AnswerTokens(0, 1, 2)
@@ -64,14 +64,13 @@ def _warmup(config: RunConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Job
     assert stage is not None
     check_warmup(stage, length, model.max_positions, mesh)
     optimizer = make_optimizer(stage.optimizer, stage.steps)
-    rows = _rows(mesh, stage.prompts_per_step)
+    rows = _rows(mesh, stage.prompts_per_step * (stage.oversampling if isinstance(stage, GrpoConfig) else 1))
     batch = PairBatch(rows(length), rows(), rows())
-    if isinstance(stage, GrpoConfig):
-        step = make_grpo_step(decoder, _ANSWERS, stage, optimizer, mesh, config.seed)
-        needed = flops.grpo(model, stage, length)
-    else:
+    if isinstance(stage, SupervisedConfig):
         step = supervised.make_step(decoder, _ANSWERS, stage, optimizer, mesh)
-        needed = flops.supervised(model, stage, length)
+    else:
+        step = make_policy_step(decoder, _ANSWERS, stage, optimizer, mesh, config.seed)
+    needed = flops.warmup(model, stage, length)
     arguments = _learning(stage, optimizer, model, params, mesh)
     return Job("warmup", step, arguments | {"batch": batch, "number": jax.ShapeDtypeStruct((), jnp.int32)}, needed)
 

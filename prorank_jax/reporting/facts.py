@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from prorank_jax.card import run_record
-from prorank_jax.config import GrpoConfig, RunConfig, ScoreConfig, StageConfig, SupervisedConfig
+from prorank_jax.config import ExpectedConfig, GrpoConfig, RunConfig, ScoreConfig, StageConfig, SupervisedConfig
 from prorank_jax.reporting.folder import RunFiles, Stage
 
 Facts = dict[str, str]
@@ -103,15 +103,21 @@ def _data(config: RunConfig, shown: Mapping[str, Any]) -> Facts:
     return facts
 
 
-def _warmup(config: GrpoConfig | SupervisedConfig) -> Facts:
+def _warmup(config: GrpoConfig | ExpectedConfig | SupervisedConfig) -> Facts:
     if isinstance(config, SupervisedConfig):
         return {"method": "supervised", "a step": f"{config.prompts_per_step} prompts"} | _common(config)
-    facts = {
-        "method": "GRPO",
-        "a step": f"{config.prompts_per_step} prompts × {config.group_size} completions",
-        "completion": f"at most {config.max_new_tokens} tokens, temperature {config.temperature:g}",
-        "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in config.rewards.items()),
-    }
+    if isinstance(config, GrpoConfig):
+        facts = {
+            "method": "GRPO",
+            "a step": f"{config.prompts_per_step} prompts × {config.group_size} completions",
+            "completion": f"at most {config.max_new_tokens} tokens, temperature {config.temperature:g}",
+        }
+    else:
+        facts = {"method": "GRPO's limit, computed exactly", "a step": f"{config.prompts_per_step} prompts"}
+    facts["rewards"] = ", ".join(f"{name} × {weight:g}" for name, weight in config.rewards.items())
+    facts["advantage"] = config.advantage
+    if config.entropy:
+        facts["entropy weight"] = f"{config.entropy:g}"
     if config.beta:
         facts["KL weight"] = f"{config.beta:g}"
     return facts | _common(config)

@@ -92,3 +92,14 @@ def entropy(logits: Array) -> Array:
     """Entropy in nats of the distribution over the last axis: [..., V] -> [...]."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+
+
+def choice_entropy(log_prob_Px2: Array) -> Array:
+    """Entropy in nats of the choice between two answers, given that it is one of them: [P, 2] -> [P], at most log 2."""
+    return entropy(log_prob_Px2)
+
+
+def balanced(log_prob_Px2: Array) -> Array:
+    """Log-probabilities of two answers, each that of their mean: `log([[.6, .2]])` -> `log([[.4, .4]])`."""
+    mean = jnp.logaddexp(log_prob_Px2[:, :1], log_prob_Px2[:, 1:]) - jnp.log(2.0)
+    return jnp.broadcast_to(mean, log_prob_Px2.shape)

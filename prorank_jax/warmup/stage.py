@@ -1,6 +1,6 @@
 """Stage one, prompt warmup: the loop over batches of prompts, from the base model to one that answers them.
 
-The step is GRPO's (`step.py`) or, to compare with, supervised (`supervised.py`).
+The step is GRPO's or that of its limit (`step.py`), or supervised (`supervised.py`).
 """
 
 import time
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prorank_jax.config import GrpoConfig, RunConfig, SupervisedConfig
+from prorank_jax.config import ExpectedConfig, GrpoConfig, PolicyConfig, RunConfig, SupervisedConfig
 from prorank_jax.data.loader import PairBatch, pair_batch
 from prorank_jax.data.stream import Pairs, batches
 from prorank_jax.errors import InputError
@@ -35,7 +35,7 @@ HEADLINE = ("reward", "format_rate", "accuracy", "kl")
 COMPLETIONS = "completions.jsonl"
 
 
-def check_warmup(config: GrpoConfig | SupervisedConfig, longest: int, positions: int, mesh: Mesh) -> None:
+def check_warmup(config: PolicyConfig | SupervisedConfig, longest: int, positions: int, mesh: Mesh) -> None:
     """Refuses what could not be trained, before any work is done.
 
     Args:
@@ -47,7 +47,9 @@ def check_warmup(config: GrpoConfig | SupervisedConfig, longest: int, positions:
         positions for, a reward that is not to be had.
     """
     rows = config.prompts_per_step
-    check_rows(mesh, "warmup.prompts_per_step", rows, config.accumulation if isinstance(config, GrpoConfig) else 1)
+    check_rows(mesh, "warmup.prompts_per_step", rows, config.accumulation if isinstance(config, PolicyConfig) else 1)
+    if isinstance(config, ExpectedConfig):
+        load_rewards(config.rewards, 2, 2)
     if isinstance(config, GrpoConfig):
         load_rewards(config.rewards, config.group_size, config.max_new_tokens)
         new = config.max_new_tokens
@@ -79,7 +81,8 @@ def train_warmup(
     config = run.warmup
     assert config is not None
     grpo = config if isinstance(config, GrpoConfig) else None
-    optimizer = make_optimizer(config.optimizer, config.steps * (grpo.iterations if grpo else 1))
+    updates = config.iterations if isinstance(config, PolicyConfig) else 1
+    optimizer = make_optimizer(config.optimizer, config.steps * updates)
     room = Room(preemption)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, room)
     learnt = init_learnt(config.lora, decoder.config, params, key(run.seed, "warmup/adapters"))
@@ -88,13 +91,14 @@ def train_warmup(
     if done == config.steps:
         return merged(config.lora, params, state.params)
     answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
-    if isinstance(config, GrpoConfig):
+    if isinstance(config, PolicyConfig):
         step = make_step(decoder, answers, config, optimizer, mesh, run.seed)
     else:
         step = supervised.make_step(decoder, answers, config, optimizer, mesh)
     weights = {name.rpartition(":")[2]: weight for name, weight in grpo.rewards.items()} if grpo else {}
 
-    size, own = config.prompts_per_step, own_rows(mesh, config.prompts_per_step)
+    size = config.prompts_per_step * (grpo.oversampling if grpo else 1)
+    own = own_rows(mesh, size)
 
     def make(number: int) -> PairBatch[np.ndarray]:
         first = (number - 1) * size
@@ -106,7 +110,7 @@ def train_warmup(
         writer.rows(COMPLETIONS) as shown,
         preemption.training(),
     ):
-        if isinstance(config, GrpoConfig):
+        if isinstance(config, PolicyConfig):
             divergence = Divergence("warmup", writer.kept, kl=config.max_kl)
         else:
             divergence = Divergence("warmup", writer.kept, growth=config.max_loss_growth)

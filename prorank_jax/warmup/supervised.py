@@ -16,21 +16,10 @@ from prorank_jax.config import SupervisedConfig
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
-from prorank_jax.model.prefix import prefill
 from prorank_jax.runtime.training import Metrics, TrainState, make_gradient_step
 from prorank_jax.warmup.rewards import AnswerTokens
-from prorank_jax.warmup.rollout import completion_log_probs
+from prorank_jax.warmup.rollout import answer_log_probs
 from prorank_jax.warmup.step import Step
-
-
-def answer_log_probs(decoder: Decoder, params: Params, answers: AnswerTokens, batch: PairBatch[Array]) -> Array:
-    """Log-probability of each answer with the end of the turn behind it, float32 [P, 2]: not relevant, relevant."""
-    answers_2xT = jnp.asarray([[answer, answers.end] for answer in answers[:2]], jnp.int32)
-    params = decoder.with_whole_tables(params)
-    prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
-    tokens_Px2xT = jnp.broadcast_to(answers_2xT, (len(batch.labels_P), *answers_2xT.shape))
-    log_probs, _ = completion_log_probs(decoder, params, prefix, tokens_Px2xT, temperature=1.0)
-    return log_probs.sum(axis=2)
 
 
 def make_step(
