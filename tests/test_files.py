@@ -110,6 +110,8 @@ def test_a_positive_among_the_negatives_is_dropped_from_them(shared: Path, caplo
         # Whitespace around a text makes no other text; what is kept stays as it is.
         ({"pos": ["a "], "neg": ["\na", "b", "b"]}, ("a ", "b"), (1.0, 0.0), None, (1, 0)),
         ({"pos": ["a", "a"], "neg": ["b", "c", "b"]}, ("a", "b", "c"), (1.0, 0.0, 0.0), None, (0, 1)),
+        # Votes for the answers alone, as collections of questions have them, are no teacher's scores.
+        ({"pos": ["a"], "neg": ["b", "b"], "pos_scores": [7]}, ("a", "b"), (1.0, 0.0), None, (0, 1)),
         # The score of the label that is kept, and not that of the first.
         (
             {"pos": ["a"], "neg": ["b", "a"], "pos_scores": [3], "neg_scores": [-1, -2]},
@@ -210,8 +212,8 @@ def test_rows_are_read_one_at_a_time(tmp_path: Path):
         ),
         ({"query": "q", "documents": ["a", "b"], "scores": [1]}, "1 scores for 2 documents; give one for each"),
         (
-            {"query": "q", "pos": "a", "neg": ["b"], "pos_scores": [1]},
-            "0 neg_scores for 1 neg; give one for each",
+            {"query": "q", "pos": "a", "neg": ["b"], "pos_scores": [1], "neg_scores": [1, 2]},
+            "2 neg_scores for 1 neg; give one for each",
         ),
         (
             {"query": "q", "documents": [], "labels": []},

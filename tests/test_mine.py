@@ -336,7 +336,7 @@ def test_a_file_that_cannot_be_written(refused: Callable[..., str], tiny_collect
         ),
         (
             b'{"query": "q", "pos": ["x"], "neg": ["a"], "neg_scores": [1]}',
-            "2: 0 pos_scores for 1 pos; give one for each",
+            "2: has no pos_scores; write a teacher's scores beside it",
         ),
         (
             b'{"query": "q", "pos": ["x"], "neg": ["a"], "pos_scores": [2], "neg_scores": [1], "neg_ids": ["a", "b"]}',

@@ -69,7 +69,8 @@ def shape_of(place: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 def checked(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row has of the fields of its shape: query, instruction, documents, then the numbers beside them.
 
-    What stands for a list of one is a list. Of `pos_scores` and `neg_scores` it has both or none.
+    What stands for a list of one is a list. Of `pos_scores` and `neg_scores` it has both or none: those of one side
+    alone are no teacher's scores, and are left out.
 
     Raises:
       InputError: a value is of the wrong type, a number not finite in 32 bits, numbers are not one for each document,
@@ -92,6 +93,9 @@ def checked(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{place}: {what} empty; give one document or more, or leave the row out")
     beside = [(name, field) for field, names in _BESIDE[fields].items() for name in names]
     given = [(name, field) for name, field in beside if row.get(name) is not None]
+    if len(fields) > 1 and any(row.get(name) is None and found[field] for name, field in beside):
+        # Grades of one side, as votes for answers, compare nothing with the other.
+        given = []
     for name, field in beside if given and len(fields) > 1 else given:
         value = row.get(name)
         found[name] = _numbers(place, name, [] if value is None else value, field, len(found[field]))
