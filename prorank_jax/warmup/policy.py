@@ -90,7 +90,7 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig) -> 
         values, reward_PxG = rewarded(rewards, rollout, labels_P, answers)
         deviation_P = reward_PxG.std(axis=1, ddof=1)
         in_format = format_reward(*arguments)
-        says_relevant = in_format * (rollout.tokens_PxGxT[:, :, 0] == answers.positive)
+        says_relevant = jnp.where(rollout.tokens_PxGxT[:, :, 0] == answers.positive, in_format, 0.0)
         means = {
             "reward": reward_PxG,
             "reward_std": deviation_P,
