@@ -175,11 +175,49 @@ class StageConfig(Section):
         return self.lora is not None
 
 
-class PolicyConfig(StageConfig):
-    """What GRPO and its limit for ever larger groups have in common: rewards, and what is learnt from them."""
+class DevConfig(Section):
+    """Queries held out of training, on which a stage is measured while it goes on."""
+
+    path: str | None = None
+    """A collection; default: that of the training data."""
+    split: str = "dev"
+    candidates: str = "bm25"
+    """The first stage: `bm25`, or a TREC or ranx run, by its file or its name."""
+    depth: Positive = 30
+    """Candidates reranked per query."""
+    queries: Positive | None = 100
+    """Queries measured, drawn once at random; null takes all."""
+    every: Positive = 50
+    """Steps between two measurements, each of which saves a checkpoint."""
+    patience: Positive | None = None
+    """The stage ends after so many measurements without a new best one; null goes on to the last step."""
+
+
+class WarmupDevConfig(DevConfig):
+    """Queries held out of training, on which a warmup is measured while it goes on; the best model by `dev/accuracy` is
+    its result."""
+
+    relevant_from: Positive = 1
+    """The lowest judgement that counts as relevant."""
+    pairs: Annotated[int, Field(ge=2)] = 256
+    """Prompts whose answers are judged: of a query a relevant document and one that is not."""
+    ndcg: bool = True
+    """Whether the queries' candidates are reranked as well, for `dev/ndcg@10`."""
+
+
+class WarmupStageConfig(StageConfig):
+    """Stage one, whatever its method."""
 
     prompts_per_step: Positive = 32
     """Prompts in a batch, over all devices; half of them relevant."""
+    dev: WarmupDevConfig | None = None
+    """Left out: nothing is measured while the stage goes on, and its last step is its result; else its best one. A
+    stage that settles on one answer ends there."""
+
+
+class PolicyConfig(WarmupStageConfig):
+    """What GRPO and its limit for ever larger groups have in common: rewards, and what is learnt from them."""
+
     matched: bool = True
     """Whether the two prompts that lie side by side in a batch, a relevant one and another, ask the same query."""
     iterations: Positive = 1
@@ -272,12 +310,10 @@ class ExpectedConfig(PolicyConfig):
     not."""
 
 
-class SupervisedConfig(StageConfig):
+class SupervisedConfig(WarmupStageConfig):
     """Stage one the plain way, to compare with: cross-entropy of the right answer to the relevance prompt."""
 
     method: Literal["supervised"]
-    prompts_per_step: Positive = 32
-    """Prompts in a batch, over all devices; half of them relevant."""
     max_loss_growth: Rate | None = 10.0
     """As of score."""
 
@@ -300,24 +336,6 @@ WarmupConfig = Annotated[
     | Annotated[SupervisedConfig, Tag("supervised")],
     Discriminator(warmup_method),
 ]
-
-
-class DevConfig(Section):
-    """Queries held out of training, on which a stage is measured while it goes on."""
-
-    path: str | None = None
-    """A collection; default: that of the training data."""
-    split: str = "dev"
-    candidates: str = "bm25"
-    """The first stage: `bm25`, or a TREC or ranx run, by its file or its name."""
-    depth: Positive = 30
-    """Candidates reranked per query."""
-    queries: Positive | None = 100
-    """Queries measured, drawn once at random; null takes all."""
-    every: Positive = 50
-    """Steps between two measurements, each of which saves a checkpoint."""
-    patience: Positive | None = None
-    """The stage ends after so many measurements without a new best one; null goes on to the last step."""
 
 
 def _weighted(losses: Any) -> Any:

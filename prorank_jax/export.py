@@ -31,7 +31,7 @@ from prorank_jax.model.hf import (
 )
 from prorank_jax.model.lora import init_adapters, merged
 from prorank_jax.prompt import Prompt, load_prompt, load_tokenizer
-from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint
+from prorank_jax.run_folder import CONFIG_FILE, SavedStep, checkpoints, find_checkpoint, warmed_up
 from prorank_jax.runtime.room import full
 from prorank_jax.storage import Place, copy_of, exists, holds_files, replaced
 
@@ -131,7 +131,7 @@ def saved_parameters(workdir: Place, config: RunConfig, saved: SavedStep, decode
     if lora is None:
         return checkpoints(workdir, saved.stage).restore_params(saved.step, jax.eval_shape(Decoder(decoder).init, key))
     if saved.stage == "score" and config.warmup is not None:
-        base = saved_parameters(workdir, config, SavedStep("warmup", config.warmup.steps), decoder)
+        base = saved_parameters(workdir, config, warmed_up(workdir, config.warmup), decoder)
     else:
         base = load_pretrained(config.model.base).params
     shapes = jax.eval_shape(partial(init_adapters, lora, decoder), key)

@@ -22,7 +22,7 @@ import jax
 
 from prorank_jax import __version__
 from prorank_jax.atomic import writing
-from prorank_jax.config import RunConfig
+from prorank_jax.config import RunConfig, WarmupStageConfig
 from prorank_jax.config_file import differences, dump_config, load_config
 from prorank_jax.errors import InputError
 from prorank_jax.model.weights import refuse_adapter
@@ -112,6 +112,12 @@ def _began() -> dict[str, Any]:
 def checkpoints(workdir: Place, stage: str) -> Checkpoints:
     """The checkpoints of a stage, for reading."""
     return Checkpoints(workdir / stage / CHECKPOINTS, keep=1)
+
+
+def warmed_up(workdir: Place, config: WarmupStageConfig) -> SavedStep:
+    """The step that a finished warmup has as its result: the best one where it was measured, else the last."""
+    best = checkpoints(workdir, "warmup").best() if config.dev else None
+    return SavedStep("warmup", best or config.steps)
 
 
 def find_checkpoint(path: Place) -> tuple[Place, SavedStep]:

@@ -30,6 +30,7 @@ from prorank_jax.scoring.development import Development
 from prorank_jax.scoring.record import Moment, ScoreRecord, draw
 from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.storage import Place, kept_here
+from prorank_jax.warmup.development import WarmupDevelopment
 from prorank_jax.warmup.stage import check_warmup, train_warmup
 
 
@@ -73,6 +74,8 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     dev = config.score.dev if config.score else None
     reranker = partial(Reranker, decoder, prompt=prompt)
     development = Development.open(dev, config.data.path, reranker) if dev else None
+    warmup_dev = config.warmup.dev if config.warmup else None
+    judged = WarmupDevelopment.open(warmup_dev, config.data.path, reranker) if warmup_dev else None
     single = config.score is not None and config.score.documents_per_query == 1
     losses = config.score.loss if config.score else ()
     mixture = open_mixture(config.data, kept_here(workdir / "data"), single=single, losses=losses)
@@ -87,12 +90,15 @@ def train(config: RunConfig, workdir: Place, preemption: Preemption | None = Non
     record = ScoreRecord(reranker, draw(config, held_out, sources, weights), Room(preemption))
     with open_run_folder(config, workdir):
         params, learnt = pretrained.params, None
-        saved = SavedStep("warmup", config.warmup.steps if config.warmup else 0)
+        saved = SavedStep("warmup", 0)
         # The warmup ends with the model that score learning begins with.
         between: list[tuple[Place, Moment]] = []
         if pair_stream is not None:
             record.keep(params, (workdir / "warmup", "begin"))
-            params = train_warmup(config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption)
+            warmed_up = train_warmup(
+                config, decoder, params, prompt, pair_stream, mesh, workdir / "warmup", preemption, judged
+            )
+            params, saved = warmed_up.params, SavedStep("warmup", warmed_up.step)
             between.append((workdir / "warmup", "end"))
         if group_stream is not None:
             between.append((workdir / "score", "begin"))

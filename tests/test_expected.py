@@ -37,7 +37,7 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def config(**fields: Any) -> ExpectedConfig:
-    return ExpectedConfig(**({"method": "expected", "steps": 1, "prompts_per_step": P} | fields))
+    return ExpectedConfig.model_validate({"method": "expected", "steps": 1, "prompts_per_step": P} | fields)
 
 
 def prompts() -> PairBatch[np.ndarray]:

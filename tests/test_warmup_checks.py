@@ -160,7 +160,8 @@ def run_stage(parts: Parts, folder: Path, **warmup: Any) -> Params:
     """The stage alone, on one device."""
     _, decoder, params, prompt, pairs = parts
     params = jax.tree.map(jnp.copy, params)  # the stage uses them up
-    return train_warmup(settings(parts, **warmup), decoder, params, prompt, pairs, mesh_of(1, 1), folder, Preemption())
+    run = settings(parts, **warmup)
+    return train_warmup(run, decoder, params, prompt, pairs, mesh_of(1, 1), folder, Preemption()).params
 
 
 def saved(parts: Parts, folder: Path, step: int) -> Params:

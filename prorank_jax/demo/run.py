@@ -23,7 +23,7 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.report import write_report
 from prorank_jax.reporting.curves import plot_curves
 from prorank_jax.reranker import Reranker
-from prorank_jax.run_folder import SavedStep, check_run_folder
+from prorank_jax.run_folder import check_run_folder, warmed_up
 from prorank_jax.train import train
 from prorank_jax.warmup.probe import answer_rates
 
@@ -85,8 +85,8 @@ def run_demo(workdir: Path, seed: int) -> dict[str, Any]:
     rows: dict[str, dict[str, float]] = {}
     base = load_pretrained(config.model.base)
     assert config.warmup is not None
-    warmed_up = saved_parameters(workdir, config, SavedStep("warmup", config.warmup.steps), base.config)
-    models = {"bm25": None, "base": base.params, "warmup": warmed_up, "score": trained.final}
+    answering = saved_parameters(workdir, config, warmed_up(workdir, config.warmup), base.config)
+    models = {"bm25": None, "base": base.params, "warmup": answering, "score": trained.final}
     for name, params in models.items():
         reranker = None if params is None else Reranker(trained.decoder, params, trained.prompt)
         out = workdir / "evaluation" / name

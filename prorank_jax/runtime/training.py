@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from prorank_jax.config import ScoreConfig, WarmupStageConfig
 from prorank_jax.errors import InputError
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.mesh import ROWS, abstract, keep_place, mean_gradient, mean_over_devices, on_devices, specs
@@ -148,3 +149,11 @@ class Watch:
                 kept = "no checkpoint was saved yet" if saved is None else f"step {saved} is the last checkpoint"
                 raise InputError(f"{self._stage}: {name} is {values[name]} at step {step}; {kept}; {remedy}")
         return values
+
+
+def ended(config: WarmupStageConfig | ScoreConfig, number: int, checkpoints: Checkpoints) -> bool:
+    """Whether a stage is over after a step: it is the last, or patience with measurements that are no better is."""
+    best = checkpoints.best()
+    if number == config.steps or config.dev is None or config.dev.patience is None or best is None:
+        return number == config.steps
+    return number - best >= config.dev.patience * config.dev.every

@@ -1,4 +1,4 @@
-"""Held-out queries on which score learning is measured while it goes on: nDCG@10 of their reranked candidates."""
+"""Held-out queries on which a stage is measured while it goes on: nDCG@10 of their reranked candidates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,15 +28,20 @@ class Development:
     """Makes a reranker of parameters."""
 
     @classmethod
-    def open(cls, config: DevConfig, training: str, reranker: Callable[[Params], PairScorer]) -> "Development":
+    def open(
+        cls, config: DevConfig, training: str, reranker: Callable[[Params], PairScorer], place: str = "score.dev"
+    ) -> "Development":
         """Reads the collection, `training` where the configuration names none, and retrieves its candidates.
+
+        Args:
+          place: of the section, for messages.
 
         Raises:
           InputError: no such collection or split, nothing retrieved, or no collection named where `training` is none.
         """
         if config.path is None and not is_collection(training):
             raise InputError(
-                f"config: score.dev.path: left out, and data.path={training} is no collection to measure on; name one"
+                f"config: {place}.path: left out, and data.path={training} is no collection to measure on; name one"
             )
         collection = open_collection(config.path or training, config.split)
         if config.queries is not None and config.queries < len(collection.queries):

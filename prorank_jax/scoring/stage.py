@@ -24,7 +24,7 @@ from prorank_jax.runtime.metrics import FILE_NAME, MetricsWriter, read_metrics
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
-from prorank_jax.runtime.training import TrainState, Watch, open_state
+from prorank_jax.runtime.training import TrainState, Watch, ended, open_state
 from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
 from prorank_jax.scoring.development import METRIC, Development
 from prorank_jax.scoring.layout import choose_layouts, first_fit, split
@@ -113,7 +113,7 @@ def train_score(
         rows = {"first stage": development.first_stage(), "before": float(before), "after": float(after or 0.0)}
         return Scored(merged(config.lora, params, state.params), best, rows)
 
-    if _ended(config, done, checkpoints):
+    if ended(config, done, checkpoints):
         return result(state)
     sample = [_encoded(groups, prompt, number, config.queries_per_step) for number in range(1, _SAMPLE + 1)]
     layouts = choose_layouts([unit for drawn in sample for unit in split(drawn.prompts, units)], documents, longest)
@@ -147,7 +147,7 @@ def train_score(
                 checkpoints.save(number, state, found[METRIC] if measured else None)
             if ends:
                 preemption.end("score", number)
-            if measured and _ended(config, number, checkpoints):
+            if measured and ended(config, number, checkpoints):
                 break
     return result(state)
 
@@ -158,11 +158,3 @@ def _encoded(
     """The groups of a step, or those of its rows that are asked for."""
     first = (number - 1) * queries
     return encode_groups([groups[first + row] for row in rows or range(queries)], prompt)
-
-
-def _ended(config: ScoreConfig, number: int, checkpoints: Checkpoints) -> bool:
-    """Whether the stage is over after a step: it is the last, or patience with measurements that are no better is."""
-    best = checkpoints.best()
-    if number == config.steps or config.dev is None or config.dev.patience is None or best is None:
-        return number == config.steps
-    return number - best >= config.dev.patience * config.dev.every

@@ -11,6 +11,8 @@ from prorank_jax.prompt import Prompt
 from prorank_jax.warmup.step import Completions
 
 Row = dict[str, Any]
+REMEDY = "begin again with warmup.method=expected or supervised, or give warmup.entropy a value (docs/warmup.md)"
+"""Against a collapse to one answer."""
 _PROMPTS = 2
 _FLAT = 0.9
 _PATIENCE = 5
@@ -86,7 +88,4 @@ class FlatReward:
                 f"{what}. Almost no completion has the format: look at completions.jsonl, raise warmup.temperature or "
                 "warmup.group_size, or begin with warmup.method=supervised"
             )
-        return (
-            f"{what}. The model has settled on its answers: raise warmup.temperature or warmup.group_size, "
-            "lower the learning rate, or give beta a value"
-        )
+        return f"{what}. The model has settled on its answers: {REMEDY}"

@@ -4,6 +4,7 @@ The step is GRPO's or that of its limit (`step.py`), or supervised (`supervised.
 """
 
 import time
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,21 +19,31 @@ from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.divergence import Divergence
-from prorank_jax.runtime.mesh import check_rows, own_rows, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, own_rows, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
-from prorank_jax.runtime.training import Watch, open_state
+from prorank_jax.runtime.training import TrainState, Watch, ended, open_state
 from prorank_jax.seeds import key
 from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
-from prorank_jax.warmup.progress import FlatReward, completion_rows, describe
+from prorank_jax.warmup.development import BEST_BY, WarmupDevelopment, has_collapsed
+from prorank_jax.warmup.progress import REMEDY, FlatReward, completion_rows, describe
 from prorank_jax.warmup.rewards import AnswerTokens, load_rewards
 from prorank_jax.warmup.step import make_step
 
-HEADLINE = ("reward", "format_rate", "accuracy", "kl")
+HEADLINE = ("reward", "format_rate", "accuracy", "kl", BEST_BY)
 COMPLETIONS = "completions.jsonl"
+_COLLAPSED = -1.0
+"""The measure of a checkpoint that is no result, and behind which the stage does not go on."""
+
+
+class WarmedUp(NamedTuple):
+    """What the stage gives: parameters, and the step that they are of."""
+
+    params: Params
+    step: int
 
 
 def check_warmup(config: PolicyConfig | SupervisedConfig, longest: int, positions: int, mesh: Mesh) -> None:
@@ -69,10 +80,15 @@ def train_warmup(
     mesh: Mesh,
     folder: Place,
     preemption: Preemption,
-) -> Params:
+    development: WarmupDevelopment | None = None,
+) -> WarmedUp:
     """Trains `params` through the stage and returns the result; goes on from the newest checkpoint in `folder`.
 
     The arrays of `params` are used up, unless the stage itself reads them to its end.
+
+    Args:
+      development: held-out queries, where `warmup.dev` names some; a model that has settled on one answer there ends
+        the stage.
 
     Raises:
       InputError: a metric is not finite; the run stops at that step, behind its last checkpoint.
@@ -88,8 +104,19 @@ def train_warmup(
     learnt = init_learnt(config.lora, decoder.config, params, key(run.seed, "warmup/adapters"))
     base = params if config.reads_base else None
     state, done = open_state(checkpoints, optimizer, mesh, learnt, keep=config.reads_base)
-    if done == config.steps:
-        return merged(config.lora, params, state.params)
+
+    def measure(learnt: Params) -> dict[str, float]:
+        assert development is not None
+        return development.measure(decoder, merged(config.lora, params, learnt), prompt, mesh)
+
+    def result(state: TrainState) -> WarmedUp:
+        step = checkpoints.best() if config.dev else None
+        if step is not None and step != checkpoints.latest():
+            state = TrainState(checkpoints.restore_params(step, abstract(mesh, learnt)), ())
+        return WarmedUp(merged(config.lora, params, state.params), step or config.steps)
+
+    if done and (ended(config, done, checkpoints) or checkpoints.measure(done) == _COLLAPSED):
+        return result(state)
     answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
     if isinstance(config, PolicyConfig):
         step = make_step(decoder, answers, config, optimizer, mesh, run.seed)
@@ -114,6 +141,8 @@ def train_warmup(
             divergence = Divergence("warmup", writer.kept, kl=config.max_kl)
         else:
             divergence = Divergence("warmup", writer.kept, growth=config.max_loss_growth)
+        if development is not None and done == 0:
+            writer.write(0, measure(state.params))
         tokens, since = 0, time.monotonic()
         made = batches(make, done + 1, config.steps + 1, run.data.workers)
         for number, batch in enumerate(made, done + 1):
@@ -125,18 +154,33 @@ def train_warmup(
                 for row in completion_rows(number, prompt, batch, completions, weights):
                     writer.note(f"  {describe(row)}")
                     shown.write(row)
-            if number % config.log_every == 0 or number == config.steps:
+            last = number == config.steps
+            measured = config.dev is not None and (last or number % config.dev.every == 0)
+            found: dict[str, float] = {}
+            if last or measured or number % config.log_every == 0:
                 numbers = watch.catch_up()
-                writer.write(number, numbers | {"tokens_per_second": tokens / (time.monotonic() - since)})
+                rate = {"tokens_per_second": tokens / (time.monotonic() - since)}
+                found = measure(state.params) if measured else {}
+                writer.write(number, numbers | found | rate)
                 divergence.add(number, numbers)
                 if grpo and (explanation := flat.add(numbers)):
                     writer.note(f"warmup {number}: {explanation}")
                 tokens, since = 0, time.monotonic()
-            ends = preemption.reached(number)
-            if ends or number % config.checkpoint_every == 0 or number == config.steps:
+            ends, collapsed = preemption.reached(number), measured and has_collapsed(found)
+            if ends or last or measured or number % config.checkpoint_every == 0:
                 watch.catch_up()
                 writer.publish()
-                checkpoints.save(number, state)
+                best = _COLLAPSED if collapsed else found.get(BEST_BY)
+                checkpoints.save(number, state, best)
             if ends:
                 preemption.end("warmup", number)
-    return merged(config.lora, params, state.params)
+            if collapsed:
+                share = found["dev/positive_rate"]
+                writer.note(
+                    f"warmup {number}: the model has settled on one answer ({max(share, 1 - share):.1%} of the "
+                    f"held-out prompts get it, half are of either kind), and learns nothing more; the stage ends with "
+                    f"step {checkpoints.best()}; {REMEDY}"
+                )
+            if collapsed or (measured and ended(config, number, checkpoints)):
+                break
+    return result(state)
