@@ -15,6 +15,7 @@ from prorank_jax.config import PolicyConfig, RunConfig
 from prorank_jax.config_file import dump_config
 from prorank_jax.data.mixture import open_mixture
 from prorank_jax.data.stream import groups, pairs
+from prorank_jax.evaluation.development import Development
 from prorank_jax.export import check_out, export_model
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.hf import load_pretrained
@@ -26,7 +27,6 @@ from prorank_jax.runtime.distributed import check_agreement
 from prorank_jax.runtime.mesh import make_mesh, on_process_0, shardings, wait_for_all
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
-from prorank_jax.scoring.development import Development
 from prorank_jax.scoring.record import Moment, ScoreRecord, draw
 from prorank_jax.scoring.stage import check_score, train_score
 from prorank_jax.storage import Place, kept_here

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from prorank_jax.prompt import Prompt
 
-# A command that is started twice, as the resume tests do, compiles its step once.
-_COMPILATION_CACHE = tempfile.TemporaryDirectory(prefix="prorank_jax-tests-", ignore_cleanup_errors=True)
 # Collections are prepared here and not in the user's own cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="prorank_jax-tests-", ignore_cleanup_errors=True)
 
@@ -34,8 +32,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # XLA lets collectives of a program that do not depend on each other run at once. Where that program came from the
 # compilation cache, devices then take them in different orders, wait for one another, and are aborted after 40 s.
@@ -44,14 +40,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Who this is is not asked of Google's metadata server.
 os.environ["FSSPEC_GCS_TOKEN"] = "anon"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Workers that run tests beside one another share the cache of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PRORANK_CACHE"] = _CACHE.name
+    # What two modules compile, or a command that is started twice, is compiled once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_CACHE.name, "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # As the command line has it: ranx is compiled once, by whichever process is first.
     os.environ["NUMBA_CACHE_DIR"] = os.path.join(_CACHE.name, "numba")
     os.environ["IR_DATASETS_HOME"] = os.path.join(_CACHE.name, "ir_datasets")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,7 @@ from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.storage import Mirror, fetched, place
 from prorank_jax.train import train
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "fast_compilation")
 
 
 def settings(model: str, data: str, steps: int = 4) -> dict[str, Any]:

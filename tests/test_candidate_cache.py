@@ -24,8 +24,8 @@ from prorank_jax.data.part import Part
 from prorank_jax.data.runs import Run, read_run, write_run
 from prorank_jax.data.stream import groups
 from prorank_jax.errors import InputError
+from prorank_jax.evaluation.development import Development
 from prorank_jax.evaluation.first_stage import FirstStage, kept_candidates
-from prorank_jax.scoring.development import Development
 
 QUERIES = 30
 WORDS = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]

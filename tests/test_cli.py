@@ -51,7 +51,8 @@ def copied(folder: Path, to: Path) -> Path:
         (["rate"], "prorank: No such command 'rate'; see prorank --help\n"),
         (
             ["rerank", "./nowhere", __file__, "--query", "q"],
-            "prorank: ./nowhere: no such model folder; give a folder with config.json, or a hub id owner/name\n",
+            "prorank: ./nowhere: no such model folder; give a folder with config.json, a GGUF file, or a hub id "
+            "owner/name\n",
         ),
     ],
 )

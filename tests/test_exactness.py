@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from prorank_jax.config_file import parse_config
+from prorank_jax.evaluation.development import METRIC
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.hf import read_folder
 from prorank_jax.run_folder import checkpoints
 from prorank_jax.runtime.metrics import TIME_FIELDS, read_metrics
-from prorank_jax.scoring.development import METRIC
 from prorank_jax.train import train
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 STEPS = 8
 DEV = {"every": 4, "queries": 4, "depth": 5, "split": "test"}

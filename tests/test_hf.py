@@ -520,7 +520,9 @@ def test_a_hub_id_is_downloaded_and_nothing_else_of_its_repository(
 
 
 def test_a_source_that_is_neither_folder_nor_reachable_hub_id_is_refused() -> None:
-    with pytest.raises(InputError, match="^./nowhere: no such model folder; give a folder with config.json, or a hub"):
+    with pytest.raises(
+        InputError, match="^./nowhere: no such model folder; give a folder with config.json, a GGUF file, or a hub"
+    ):
         load_pretrained("./nowhere")
     with pytest.raises(InputError, match="^nobody/nothing: not a folder here, and the hub did not give it .* folder$"):
         load_pretrained("nobody/nothing")

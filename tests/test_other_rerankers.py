@@ -19,6 +19,8 @@ from prorank_jax.prompt import build_prompt, load_prompt, load_tokenizer
 from prorank_jax.reranker import Reranker
 from prorank_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 _CONTENT = 'messages | selectattr("role", "eq", "{}") | map(attribute="content") | first'
 _QUERY, _DOCUMENT, _SYSTEM = (_CONTENT.format(role) for role in ("query", "document", "system"))
 # As Qwen3-Reranker's: labels before the texts, the end of the turn right behind the document, a thought that is empty.

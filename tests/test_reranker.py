@@ -27,6 +27,8 @@ from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import Prompt
 from prorank_jax.reranker import Hit, Reranker, _scorer
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 QUERY = "Which place serves fish?"
 WORDS = "a town on the coast with a keeper who cooks eels and crabs in the yard under oaks".split()
 

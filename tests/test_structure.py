@@ -72,7 +72,6 @@ LAYERS = [
         "run_doctor",
         "warmup.stage",
         "scoring.stage",
-        "scoring.development",
     ],
     ["cli", "cli_data", "cli_options", "cli_rerank", "cli_serve"],
 ]

@@ -35,7 +35,7 @@ from prorank_jax.reranker import Reranker
 from prorank_jax.suite import Folders, Model, Settings, Suite, name_models
 
 # Scores that another test has kept are not computed.
-pytestmark = pytest.mark.usefixtures("own_scores")
+pytestmark = pytest.mark.usefixtures("own_scores", "fast_compilation")
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from prorank_jax.runtime.metrics import TIME_FIELDS, read_metrics
 from prorank_jax.storage import Place
 from prorank_jax.train import Trained, train
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 PRORANK = Path(sys.executable).with_name("prorank")
 STEPS = 60
 STAGES = ("warmup", "score")

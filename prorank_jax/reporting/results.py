@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prorank_jax.config import DevConfig
+from prorank_jax.evaluation.development import METRIC
 from prorank_jax.evaluation.significance import Comparison, compare
 from prorank_jax.reporting.evaluations import FIRST_STAGE, Evaluated
 from prorank_jax.reporting.folder import RunFiles
 from prorank_jax.runtime.metrics import Row
-from prorank_jax.scoring.development import METRIC
 from prorank_jax.suite_report import ALPHA, COMPARED, DAGGER, PROTOCOL, RULES, metric_title, p_value
 from prorank_jax.tables import Cell, Table, best
 

@@ -12,7 +12,6 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from scipy.stats import rankdata
 
 from prorank_jax.config import WarmupDevConfig
 from prorank_jax.data.candidates import open_candidates
@@ -20,11 +19,11 @@ from prorank_jax.data.examples import Example, JudgedSource, Selection
 from prorank_jax.data.loader import PairBatch, pad_prompts
 from prorank_jax.data.stream import pairs
 from prorank_jax.errors import InputError
+from prorank_jax.evaluation.development import METRIC, Development
 from prorank_jax.evaluation.rerank import PairScorer
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.mesh import AXES, ROWS, on_devices, own_rows, specs, split_rows
-from prorank_jax.scoring.development import METRIC, Development
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import answer_log_probs
 
@@ -50,7 +49,7 @@ class WarmupDevelopment:
         """Reads the collection, `training` where the configuration names none, and draws the prompts.
 
         Raises:
-          InputError: as `scoring.development.Development.open`; or the queries have documents of one kind only.
+          InputError: as `evaluation.development.Development.open`; or the queries have documents of one kind only.
         """
         held_out = Development.open(config, training, reranker, place="warmup.dev")
         collection = held_out.collection
@@ -92,7 +91,8 @@ def answer_measures(log_prob_Nx2: np.ndarray, labels_N: np.ndarray) -> dict[str,
     """
     answered_Nx2 = np.exp(log_prob_Nx2.astype(np.float64))
     in_format = answered_Nx2.sum()
-    ranks_N = rankdata(log_prob_Nx2[:, 1] - log_prob_Nx2[:, 0])
+    _, place_N, counts = np.unique(log_prob_Nx2[:, 1] - log_prob_Nx2[:, 0], return_inverse=True, return_counts=True)
+    ranks_N = (np.cumsum(counts) - (counts - 1) / 2)[place_N]
     positives = int(labels_N.sum())
     above = ranks_N[labels_N == 1].sum() - positives * (positives + 1) / 2
     return {
