@@ -141,8 +141,8 @@ WHAT = (
     "so their advantages are zero and next to nothing is learnt"
 )
 SETTLED = (
-    f"{WHAT}. The model has settled on its answers: raise warmup.temperature or warmup.group_size, lower the learning "
-    "rate, or give beta a value"
+    f"{WHAT}. The model has settled on its answers: begin again with warmup.method=expected or supervised, or give "
+    "warmup.entropy a value (docs/warmup.md)"
 )
 DONE = f"{WHAT}. The answers are right: warmup is done; use fewer steps, or harder pairs"
 NO_FORMAT = (

@@ -171,6 +171,7 @@ def test_warmup_reports_under_trls_names():
         "clip_ratio/high_mean",
         "completions/mean_length",
         "completions/clipped_ratio",
+        "positive_rate",
         "accuracy",
         "format_rate",
     }

@@ -235,7 +235,8 @@ def test_the_selection_of_examples_reaches_both_stages(
 
     seen: dict[str, Any] = {}
 
-    def pairs(sources: Any, *rest: Any) -> None:
+    def pairs(sources: Any, *rest: Any, matched: bool) -> None:
+        assert matched
         seen["warmup"] = sources
 
     def groups(sources: Any, *rest: Any) -> None:
