@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from prorank_jax.model.decoder import Decoder
-from prorank_jax.model.hf import Pretrained
+from prorank_jax.model.decoder import Decoder, Params
 
 SMALL = {
     "vocab_size": 211,
@@ -51,12 +50,13 @@ def torch_logits(model: PreTrainedModel, tokens: np.ndarray, real: np.ndarray) -
     return logits.float().numpy(), positions
 
 
-def our_logits(pretrained: Pretrained, tokens: np.ndarray, positions: np.ndarray, real: np.ndarray) -> np.ndarray:
+def our_logits(
+    decoder: Decoder, params: Params, tokens: np.ndarray, positions: np.ndarray, real: np.ndarray
+) -> np.ndarray:
     """Logits of rows whose padding stands on either side."""
-    decoder = Decoder(pretrained.config)
     length = tokens.shape[1]
     mask = np.tril(np.ones((length, length), bool))[None] & real[:, None, :]
     hidden, _ = decoder.forward(
-        pretrained.params, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32), jnp.asarray(mask)
+        params, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32), jnp.asarray(mask)
     )
-    return np.asarray(decoder.unembed(pretrained.params, hidden))
+    return np.asarray(decoder.unembed(params, hidden))

@@ -111,7 +111,7 @@ def test_logits_equal_torch_before_and_after_an_export(name: str, tmp_path: Path
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     for real in (right, right[:, ::-1]):
         theirs, positions = torch_logits(model, tokens, real)
-        ours = our_logits(back, tokens, positions, real)
+        ours = our_logits(Decoder(back.config), back.params, tokens, positions, real)
         assert np.abs(theirs).max() > 1
         assert np.abs(ours - theirs)[real].max() < 1e-4
         np.testing.assert_array_equal(torch_logits(exported, tokens, real)[0], theirs)

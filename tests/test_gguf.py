@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prorank_jax.cache import cache_folder
 from prorank_jax.errors import InputError
+from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.gguf_folder import folder_of
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.reranker import Reranker
@@ -72,7 +73,9 @@ def test_a_file_is_read_as_transformers_reads_it(
     tokens = np.random.default_rng(0).integers(0, 700, (2, 20))
     real = np.ones(tokens.shape, bool)
     expected, positions = torch_logits(theirs, tokens, real)
-    np.testing.assert_allclose(our_logits(pretrained, tokens, positions, real), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        our_logits(Decoder(pretrained.config), pretrained.params, tokens, positions, real), expected, atol=1e-3
+    )
     if kind == GGMLQuantizationType.F32:
         for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items():
             np.testing.assert_allclose(tensors[name], tensor, atol=1e-6, err_msg=name)

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from prorank_jax.answer_place import LEAST
 from prorank_jax.model.families import decoder_config
 from prorank_jax.model.gguf_folder import folder_of
-from prorank_jax.model.hf import load_pretrained
 from prorank_jax.reranker import Reranker
 
 CONFIGS = json.loads((Path(__file__).parent / "real_models.json").read_text())
@@ -122,7 +121,7 @@ def test_logits_and_scores_are_those_of_torch(
         expected.append(yes - no)
     np.testing.assert_allclose(reranker.predict(PAIRS), expected, atol=1e-3)
     tokens = np.array([ids])
-    ours = our_logits(load_pretrained(file), tokens, np.arange(len(ids))[None], np.ones(tokens.shape, bool))
+    ours = our_logits(reranker.decoder, reranker.params, tokens, np.arange(len(ids))[None], np.ones(tokens.shape, bool))
     np.testing.assert_allclose(ours[0, -1], vocabulary[-1], atol=1e-3)
     likely = float(np.exp(max(no, yes) - vocabulary[-1].max()))
     assert likely == pytest.approx(FACTS[file.stem][3], rel=0.05)
