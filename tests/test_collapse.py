@@ -93,5 +93,8 @@ def test_oversampling_learns_from_the_groups_that_differ() -> None:
         return int((np.asarray(shown.rewards["relevance"]).std(axis=1) > 0).sum())
 
     assert chosen.rollout.tokens_PxGxT.shape == completions.rollout.tokens_PxGxT.shape
+    # Completions are shown beside the prompts that they are of.
+    right = np.asarray(chosen.rollout.tokens_PxGxT)[:, :, 0] == np.asarray(chosen.batch.labels_P)[:, None]
+    np.testing.assert_array_equal(np.asarray(chosen.rewards["relevance"]), right)
     of_all = round((1 - row["frac_reward_zero_std"]) * 4 * PROMPTS)
     assert differing(chosen) == min(of_all, PROMPTS) > differing(completions)

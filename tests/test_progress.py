@@ -26,7 +26,9 @@ def ids(prompt: Any, text: str) -> list[int]:
     return prompt.tokenizer.encode(text, add_special_tokens=False)
 
 
-def completions_of(tokens: np.ndarray, lengths: np.ndarray, rewards: dict[str, Any], place: Any = None) -> Completions:
+def completions_of(
+    batch: PairBatch[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rewards: dict[str, Any], place: Any = None
+) -> Completions:
     """What a step gives to show, its rows where `place` says."""
 
     def put(value: Any, dtype: Any) -> Any:
@@ -34,7 +36,8 @@ def completions_of(tokens: np.ndarray, lengths: np.ndarray, rewards: dict[str, A
 
     ended = np.ones(lengths.shape, bool)
     rollout = Rollout(put(tokens, np.int32), put(lengths, np.int32), put(ended, bool))
-    return Completions(rollout, {name: put(value, np.float32) for name, value in rewards.items()})
+    prompts = PairBatch(*(put(value, np.int32) for value in batch))
+    return Completions(prompts, rollout, {name: put(value, np.float32) for name, value in rewards.items()})
 
 
 def test_rows_are_the_first_two_prompts_with_what_each_completion_earned(prompt: Prompt) -> None:
@@ -60,9 +63,9 @@ def test_rows_are_the_first_two_prompts_with_what_each_completion_earned(prompt:
         "relevance": [[1, 0], [1, 0], [1, 1]],
         "short": [[0.5, 0.5], [0.5, 1 / 3], [0.5, 0.5]],
     }
-    shown = completions_of(completions, np.array([[2, 2], [2, 3], [2, 2]]), rewards)
+    shown = completions_of(batch, completions, np.array([[2, 2], [2, 3], [2, 2]]), rewards)
     weights = {"format": 1.0, "relevance": 2.0, "short": 0.1}
-    rows = completion_rows(40, prompt, batch, shown, weights)
+    rows = completion_rows(40, prompt, shown, weights)
     assert [list(row) for row in rows] == [["step", "prompt", "label", "completions", "reward", "rewards"]] * 2
     assert [row["step"] for row in rows] == [40, 40]
     assert [row["prompt"] for row in rows] == texts[:2]
@@ -87,8 +90,8 @@ def test_text_in_byte_tokens_is_whole_text() -> None:
     assert len(encoded) == 5
     batch = PairBatch(np.array([encoded]), np.array([5]), np.array([0]))
     completion = [*ids(prompt, "ü"), end]
-    shown = completions_of(np.array([[completion]]), np.array([[3]]), {"format": [[0.0]]})
-    (row,) = completion_rows(1, prompt, batch, shown, {"format": 1.0})
+    shown = completions_of(batch, np.array([[completion]]), np.array([[3]]), {"format": [[0.0]]})
+    (row,) = completion_rows(1, prompt, shown, {"format": 1.0})
     assert (row["prompt"], row["completions"]) == ("für?", ["ü<end>"])
 
 
@@ -101,8 +104,8 @@ def test_rows_of_arrays_that_are_split_over_devices(prompt: Prompt) -> None:
     tokens = np.stack([np.stack([answers] * 2, axis=1), np.full((8, 2), prompt.end_id)], axis=2)
     batch: PairBatch[np.ndarray] = PairBatch(np.arange(8)[:, None] + one, np.ones(8, np.int32), np.array([1, 0] * 4))
     earned = np.arange(16).reshape(8, 2)
-    shown = completions_of(tokens, np.full((8, 2), 2), {"mine": earned}, place)
-    rows = completion_rows(1, prompt, batch, shown, {"mine": 1.0})
+    shown = completions_of(batch, tokens, np.full((8, 2), 2), {"mine": earned}, place)
+    rows = completion_rows(1, prompt, shown, {"mine": 1.0})
     assert [(row["label"], row["reward"]) for row in rows] == [(1, [0, 1]), (0, [2, 3])]
     assert [row["completions"] for row in rows] == [["1<|im_end|>"] * 2, ["0<|im_end|>"] * 2]
 

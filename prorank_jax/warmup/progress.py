@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from prorank_jax.data.loader import PairBatch
 from prorank_jax.prompt import Prompt
 from prorank_jax.warmup.step import Completions
 
@@ -18,13 +17,12 @@ _FLAT = 0.9
 _PATIENCE = 5
 
 
-def completion_rows(
-    step: int, prompt: Prompt, batch: PairBatch[np.ndarray], completions: Completions, weights: dict[str, float]
-) -> list[Row]:
+def completion_rows(step: int, prompt: Prompt, completions: Completions, weights: dict[str, float]) -> list[Row]:
     """The completions of a step's first prompts, the relevant one and the other, with what each earned.
 
     One row a prompt: `{"step", "prompt", "label", "completions": [text], "reward": [...], "rewards": {name: [...]}}`.
     """
+    tokens_PxL, prompt_P, labels_P = map(_first, completions.batch)
     tokens_PxGxT, lengths_PxG = (_first(x) for x in (completions.rollout.tokens_PxGxT, completions.rollout.lengths_PxG))
     # In 64 bits, so that 3.05 is written as such.
     rewards = {name: _first(value).astype(np.float64) for name, value in completions.rewards.items()}
@@ -38,8 +36,8 @@ def completion_rows(
         rows.append(
             {
                 "step": step,
-                "prompt": str(prompt.tokenizer.decode(batch.tokens_PxL[p, : batch.lengths_P[p]])),
-                "label": int(batch.labels_P[p]),
+                "prompt": str(prompt.tokenizer.decode(tokens_PxL[p, : prompt_P[p]])),
+                "label": int(labels_P[p]),
                 "completions": texts,
                 "reward": np.asarray(total_G).round(4).tolist(),
                 "rewards": {name: value[p].round(4).tolist() for name, value in rewards.items()},

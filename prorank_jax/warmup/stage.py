@@ -151,7 +151,7 @@ def train_warmup(
             tokens += int(batch.lengths_P.sum()) * size // len(batch.lengths_P)
             if grpo and completions and grpo.show_completions_every and number % grpo.show_completions_every == 0:
                 watch.catch_up()
-                for row in completion_rows(number, prompt, batch, completions, weights):
+                for row in completion_rows(number, prompt, completions, weights):
                     writer.note(f"  {describe(row)}")
                     shown.write(row)
             last = number == config.steps

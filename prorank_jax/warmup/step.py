@@ -24,8 +24,9 @@ from prorank_jax.warmup.rollout import Rollout
 
 
 class Completions(NamedTuple):
-    """What there is to show of a step: completions and the rewards of each, by name [P, G]."""
+    """What there is to show of a step: prompts, their completions, and the rewards of each, by name [P, G]."""
 
+    batch: PairBatch[Array]
     rollout: Rollout
     rewards: dict[str, Array]
 
@@ -112,7 +113,7 @@ def make_step(
                 length=config.iterations - 1,
             )
             metrics |= {name: (metrics[name] + later[name].sum()) / config.iterations for name in later}
-        return state, metrics, Completions(experience.rollout, experience.rewards)
+        return state, metrics, Completions(experience.batch, experience.rollout, experience.rewards)
 
     return step
 
