@@ -10,34 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _small_decoder import random_params, small_config
 from jax.sharding import AxisType, Mesh
 
 from prorank_jax.config import ExpectedConfig, GrpoConfig
 from prorank_jax.data.loader import PairBatch
-from prorank_jax.model.attention import Rope
-from prorank_jax.model.decoder import Decoder, DecoderConfig, Params
+from prorank_jax.model.decoder import Decoder
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.step import Step, make_step
 
 ZERO, ONE, END, WORD, RELEVANT, IRRELEVANT = range(6)
-DECODER = Decoder(
-    DecoderConfig(
-        vocabulary=6,
-        width=16,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_size=4,
-        mlp_width=24,
-        rope=Rope(),
-        norm_epsilon=1e-6,
-        query_scale=0.5,
-        qkv_bias=True,
-        tied=False,
-    )
-)
+DECODER = Decoder(small_config(6, tied=False))
 PROMPTS, STEPS, LAST = 16, 120, 20
+SPREAD = 0.1
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
 
 Method = GrpoConfig | ExpectedConfig
@@ -52,14 +38,6 @@ def grpo(**fields: object) -> GrpoConfig:
 def expected(**fields: object) -> ExpectedConfig:
     """The limit of the same."""
     return ExpectedConfig.model_validate({"method": "expected", "steps": 1, "prompts_per_step": PROMPTS} | fields)
-
-
-def random_params(seed: int) -> Params:
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(DECODER.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", 0.1, leaf.shape), jnp.float32), shapes
-    )
 
 
 def batch_of(rng: np.random.Generator, prompts: int = PROMPTS) -> PairBatch[jax.Array]:
@@ -85,7 +63,7 @@ def _step_of(kind: type[Method], fields: str) -> Step:
 
 def trained(config: Method, seed: int) -> dict[str, float]:
     """Means of the metrics of the last 20 of 120 steps."""
-    rng, params = np.random.default_rng(seed), random_params(seed)
+    rng, params = np.random.default_rng(seed), random_params(DECODER, seed, SPREAD)
     base = jax.tree.map(jnp.copy, params) if config.beta else None
     state, rows = TrainState(params, OPTIMIZER.init(params)), []
     prompts = PROMPTS * (config.oversampling if isinstance(config, GrpoConfig) else 1)

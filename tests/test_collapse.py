@@ -11,15 +11,16 @@ from _collapse import (
     ONE,
     OPTIMIZER,
     PROMPTS,
+    SPREAD,
     ZERO,
     Method,
     batch_of,
     expected,
     grpo,
-    random_params,
     step_of,
     trained,
 )
+from _small_decoder import random_params
 
 from prorank_jax.config import GrpoConfig
 from prorank_jax.runtime.training import TrainState
@@ -57,7 +58,7 @@ def test_what_holds_it(config: Method, seed: int) -> None:
 
 def settled(probability: float) -> Any:
     """Parameters that answer ONE with about this probability and else ZERO, nearly whatever the prompt."""
-    params = random_params(0)
+    params = random_params(DECODER, 0, SPREAD)
     # The first coordinate says whether an answer was given, and outweighs the others.
     params["embedding"] = params["embedding"].at[:, 0].set(jnp.array([-9.0, -9.0, 9.0, 9.0, 9.0, 9.0]))
     odds, size = np.log(probability / (1 - probability)), np.sqrt(DECODER.config.width)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _small_decoder import random_params, small_config
 from meshes import MESHES, close, mesh_of
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import ExpectedConfig, GrpoConfig, LoraConfig, RunConfig
 from prorank_jax.config_file import parse_config

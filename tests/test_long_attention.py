@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _small_decoder import random_params, small_config
 from meshes import mesh_of
 from reference_scores import relevance_scores
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import MeshConfig
 from prorank_jax.model.attention import Causal, attend, causal, causal_mask, dense

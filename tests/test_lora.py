@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _small_decoder import random_params
 from jax.sharding import AxisType, Mesh
-from small_decoder import random_params
 
 from prorank_jax.config import LoraConfig, OptimizerConfig
 from prorank_jax.model.attention import Rope, causal_mask

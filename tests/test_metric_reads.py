@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _small_decoder import small_config
 from meshes import mesh_of
-from small_decoder import small_config
 
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.loader import PairBatch

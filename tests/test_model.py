@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import random_params, small_config
+from _small_decoder import random_params, small_config
 
 from prorank_jax.model.attention import Rope, causal_mask
 from prorank_jax.model.decoder import Block, Decoder, DecoderConfig, KeyValues, Params

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import yaml
-from small_decoder import small_config
+from _small_decoder import small_config
 
 from prorank_jax import plan as planner
 from prorank_jax.config import MeshConfig

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from _small_decoder import small_config
 from meshes import mesh_of
-from small_decoder import small_config
 
 from prorank_jax.config import GrpoConfig, LoraConfig, ScoreConfig, SupervisedConfig
 from prorank_jax.errors import InputError

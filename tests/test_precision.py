@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from _small_decoder import random_params, small_config
 from jax.extend.core import jaxprs_in_params
 from meshes import mesh_of
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import LoraConfig
 from prorank_jax.config_file import parse_config

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from _small_decoder import random_params, small_config
 from hf_models import write_model
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import GrpoConfig
 from prorank_jax.data.loader import PairBatch

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from _small_decoder import random_params, small_config
 from meshes import mesh_of
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import DevConfig, RunConfig
 from prorank_jax.config_file import parse_config

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from _small_decoder import random_params, small_config
 from meshes import mesh_of
-from small_decoder import random_params, small_config
 from test_structure import modules
 
 from prorank_jax.config_file import parse_config

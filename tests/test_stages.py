@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _small_decoder import random_params, small_config
 from jax.sharding import AxisType
 from meshes import MESHES, close, mesh_of
 from reference_scores import relevance_scores
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
 from prorank_jax.data.loader import PairBatch

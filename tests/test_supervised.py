@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 import torch
+from _small_decoder import random_params, small_config
 from hf_models import write_model
 from meshes import MESHES, close, mesh_of
-from small_decoder import random_params, small_config
 
 from prorank_jax.config import LoraConfig, SupervisedConfig
 from prorank_jax.data.loader import PairBatch

@@ -6,6 +6,7 @@ choice of prompts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import numpy as np
@@ -74,7 +75,8 @@ class WarmupDevelopment:
 
     def _log_probs(self, decoder: Decoder, params: Params, prompt: Prompt, mesh: Mesh) -> np.ndarray:
         ids = prompt.encode_batch([(example.query, example.document) for example in self.examples])
-        rows, compute = _ROWS * mesh.size, _computed(decoder, prompt, mesh, params)
+        answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
+        rows, compute = _ROWS * mesh.size, _computed(decoder, answers, mesh)
         own, found = own_rows(mesh, rows), []
         for start in range(0, len(ids), rows):
             some = [ids[min(start + row, len(ids) - 1)] for row in own]  # the last batch is filled up
@@ -109,13 +111,16 @@ def has_collapsed(measured: dict[str, float]) -> bool:
     return measured["dev/format_rate"] > 0.9 and not 1 - COLLAPSED <= share <= COLLAPSED
 
 
-def _computed(
-    decoder: Decoder, prompt: Prompt, mesh: Mesh, params: Params
-) -> Callable[[Params, PairBatch[Array]], Array]:
-    """Log-probabilities [P, 2] of both answers with the end of the turn, on every device."""
-    answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
+@cache
+def _computed(decoder: Decoder, answers: AnswerTokens, mesh: Mesh) -> Callable[[Params, PairBatch[Array]], Array]:
+    """Log-probabilities [P, 2] of both answers with the end of the turn, on every device; compiled once."""
 
     def on_device(params: Params, batch: PairBatch[Array]) -> Array:
         return lax.all_gather(answer_log_probs(decoder, params, answers, batch), AXES, tiled=True)
 
-    return jax.jit(on_devices(mesh, on_device, (specs(mesh, params), ROWS), P()))
+    @jax.jit
+    def compute(params: Params, batch: PairBatch[Array]) -> Array:
+        found: Array = on_devices(mesh, on_device, (specs(mesh, params), ROWS), P())(params, batch)
+        return found
+
+    return compute

@@ -1,4 +1,4 @@
-"""A decoder of a few thousand weights for tests, and parameters with which every token matters."""
+"""A decoder of a few thousand weights for tests and toys, and parameters with which every token matters."""
 
 import jax
 import jax.numpy as jnp
