@@ -1,7 +1,7 @@
 """A toy on which GRPO collapses to one answer, as it does on pretrained models.
 
-A prompt's third token tells the label, wrongly in 35 of 100 cases: it is learnt slowly, and which answer is likelier
-drifts fast. A policy that knows the token is right in 65 of 100 cases, one that always answers the same in 50.
+A prompt's third token indicates the label, and is wrong in 35 of 100 cases: it is learnt slowly, and which answer is
+likelier drifts fast. A policy that knows the token is right in 65 of 100 cases, one that always answers the same in 50.
 """
 
 from functools import cache
@@ -42,9 +42,9 @@ def expected(**fields: object) -> ExpectedConfig:
 
 def batch_of(rng: np.random.Generator, prompts: int = PROMPTS) -> PairBatch[jax.Array]:
     labels = np.tile([1, 0], prompts // 2).astype(np.int32)
-    told = np.where(rng.random(prompts) < 0.35, 1 - labels, labels)
+    indicated = np.where(rng.random(prompts) < 0.35, 1 - labels, labels)
     tokens = np.full((prompts, 5), WORD, np.int32)
-    tokens[:, 2] = np.where(told, RELEVANT, IRRELEVANT)
+    tokens[:, 2] = np.where(indicated, RELEVANT, IRRELEVANT)
     return PairBatch(*map(jnp.asarray, (tokens, np.full(prompts, 5, np.int32), labels)))
 
 

@@ -36,7 +36,7 @@ from prorank_jax.warmup.step import make_step
 HEADLINE = ("reward", "format_rate", "accuracy", "kl", BEST_BY)
 COMPLETIONS = "completions.jsonl"
 _COLLAPSED = -1.0
-"""The measure of a checkpoint that is no result, and behind which the stage does not go on."""
+"""The measure of a checkpoint that is not a result, and after which the stage does not continue."""
 
 
 class WarmedUp(NamedTuple):
