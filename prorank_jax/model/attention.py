@@ -101,19 +101,20 @@ def attend(
         return split.transpose(0, 2, 3, 1, 4).reshape(B * K, -1, H)
 
     query_RxQxH = to_rows(query_BxLxNxH * scale)
-    product = partial(jnp.einsum, precision=precision_of(query_RxQxH.dtype))
+    dtype = query_RxQxH.dtype
+    product = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
     logits = jnp.concatenate(
-        [product("rqh,rsh->rqs", query_RxQxH, to_rows(key), preferred_element_type=jnp.float32) for key in keys],
+        [product("rqh,rsh->rqs", query_RxQxH, to_rows(key)) for key in keys],
         axis=-1,
     ).reshape(B, N, L, -1)
     logits = jnp.where(dense(mask, L)[:, None], soft_cap(logits, cap), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(values[0].dtype).reshape(B * K, -1, logits.shape[-1])
-    out, start = jnp.zeros_like(query_RxQxH), 0
+    out, start = jnp.zeros(query_RxQxH.shape, jnp.float32), 0
     for value in values:
         stop = start + value.shape[1]
         out += product("rqs,rsh->rqh", weights[..., start:stop], to_rows(value))
         start = stop
-    return out.reshape(B, N, L, H).transpose(0, 2, 1, 3)
+    return out.astype(dtype).reshape(B, N, L, H).transpose(0, 2, 1, 3)
 
 
 def soft_cap(logits: Array, cap: float | None) -> Array:

@@ -26,7 +26,7 @@ from jax import Array, lax
 from prorank_jax.model.attention import Mask, Rope, dense, rotary_angles, rotate, soft_cap, within_window
 from prorank_jax.model.long_attention import Kernel, attend_by
 from prorank_jax.model.parts import parameter, whole
-from prorank_jax.model.precision import precision_of
+from prorank_jax.model.precision import PRODUCT, precision_of, product
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -157,14 +157,13 @@ class Linear(nn.Module):
         kernel = whole(parameter(self, "kernel", init, shape), shape, self.dtype)
         # A product of two matrices, whatever the axes: the gradient of one with more takes a CPU nearly twice as long.
         flat = x.reshape(-1, math.prod(into)).astype(self.dtype)
-        product = partial(jnp.matmul, precision=precision_of(self.dtype))
-        y = product(flat, kernel.reshape(math.prod(into), math.prod(self.out)).astype(self.dtype))
+        y = product(flat, kernel.reshape(math.prod(into), math.prod(self.out)))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.out)
             y += bias.reshape(1, -1).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
-            narrow = product(flat, self.get_variable("params", "lora_a").astype(self.dtype))
-            y += product(narrow, self.get_variable("params", "lora_b").astype(self.dtype))
+            narrow = product(flat, self.get_variable("params", "lora_a"))
+            y += product(narrow, self.get_variable("params", "lora_b"))
         return y.reshape(*rows, *self.out)
 
 
@@ -249,7 +248,14 @@ class Layer(nn.Module):
 _REMAT: dict[str, Callable[[type[nn.Module]], Any]] = {
     "none": lambda layer: layer,
     # What remains are the linear maps' results: the products of attention have batch axes.
-    "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": partial(
+        nn.remat,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(PRODUCT),
+        ),
+    ),
     "full": partial(nn.remat, prevent_cse=False),
 }
 

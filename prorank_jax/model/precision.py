@@ -10,7 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+
+PRODUCT = "product"
+"""Name of a wide product's result, by which rematerialisation may keep it."""
 
 
 def precision_of(dtype: DTypeLike) -> lax.Precision | None:
@@ -41,3 +45,43 @@ def with_precision(precision: lax.Precision | None, function: Callable[..., Arra
 
     precise.defvjp(forward, backward)
     return precise
+
+
+@jax.custom_vjp
+def wide_product(x_MxI: Array, kernel_IxO: Array) -> Array:
+    """`x @ kernel` in the dtype of `x`, of 16 bits, with sums in float32, as accelerators make them.
+
+    The gradient of the kernel is in the kernel's own dtype, so that of a float32 parameter loses nothing to rounding.
+    A CPU that multiplies bfloat16 (AVX512-BF16, AMX) does so only where sums are asked for in float32.
+    """
+    return _sum_in_float32(x_MxI, kernel_IxO.astype(x_MxI.dtype), ((1,), (0,))).astype(x_MxI.dtype)
+
+
+def _wide_forward(x_MxI: Array, kernel_IxO: Array) -> tuple[Array, tuple[Array, Array]]:
+    kept = lax.bitcast_convert_type(wide_product(x_MxI, kernel_IxO), jnp.uint16)
+    return lax.bitcast_convert_type(checkpoint_name(kept, PRODUCT), x_MxI.dtype), (x_MxI, kernel_IxO)
+
+
+def _wide_backward(kept: tuple[Array, Array], gradient_MxO: Array) -> tuple[Array, Array]:
+    x_MxI, kernel_IxO = kept
+    of_x = _sum_in_float32(gradient_MxO, kernel_IxO.astype(x_MxI.dtype), ((1,), (1,)))
+    # Two axes of rows instead of one: else a CPU computes this product in float32, which takes it twice as long.
+    rows = (-1, _ROWS) if len(x_MxI) % _ROWS == 0 else (1, -1)
+    x, gradient = (array.reshape(*rows, array.shape[1]) for array in (x_MxI, gradient_MxO))
+    of_kernel = _sum_in_float32(x, gradient, ((0, 1), (0, 1)))
+    return of_x.astype(x_MxI.dtype), of_kernel.astype(kernel_IxO.dtype)
+
+
+_ROWS = 8
+wide_product.defvjp(_wide_forward, _wide_backward)
+
+
+def _sum_in_float32(left: Array, right: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    return lax.dot_general(left, right, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
+def product(x_MxI: Array, kernel_IxO: Array) -> Array:
+    """`x @ kernel` in the dtype of `x`; the kernel may be of float32."""
+    if x_MxI.dtype == jnp.float32:
+        return jnp.matmul(x_MxI, kernel_IxO.astype(jnp.float32), precision=precision_of(jnp.float32))
+    return wide_product(x_MxI, kernel_IxO)
