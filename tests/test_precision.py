@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from _small_decoder import random_params, small_config
 from jax.extend.core import jaxprs_in_params
@@ -14,10 +15,11 @@ from meshes import mesh_of
 
 from prorank_jax.config import LoraConfig
 from prorank_jax.config_file import parse_config
-from prorank_jax.model.attention import causal
-from prorank_jax.model.decoder import Decoder
+from prorank_jax.model.attention import causal, causal_mask
+from prorank_jax.model.decoder import Decoder, Remat
 from prorank_jax.model.long_attention import attend_long
 from prorank_jax.model.lora import init_adapters, merged
+from prorank_jax.model.precision import product
 from prorank_jax.planning.steps import make_job
 from prorank_jax.scoring.scores import answer_log_probs, answer_margin
 
@@ -106,3 +108,37 @@ def test_the_kernel_for_many_keys_computes_in_what_its_rows_are_in(dtype: str, w
     assert {one for both in found if both is not None for one in both if one != jax.lax.Precision.DEFAULT} == wanted
     if wanted:
         assert None not in found
+
+
+@pytest.mark.parametrize("rows", [7, 24])
+def test_a_product_of_sixteen_bits_and_its_gradients_are_summed_in_float32(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x, gradient = (jnp.asarray(rng.normal(size=(rows, size)), jnp.bfloat16) for size in (300, 5))
+    kernel = jnp.asarray(rng.normal(size=(300, 5)), jnp.float32)
+    y, pull_back = jax.vjp(product, x, kernel)
+    of_x, of_kernel = pull_back(gradient)
+    assert (y.dtype, of_x.dtype, of_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    # The operands are rounded, and what comes out: nothing in between.
+    exact_x, exact_gradient, exact_kernel = (np.asarray(a, np.float64) for a in (x, gradient, kernel.astype(x.dtype)))
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact_x @ exact_kernel, rtol=2**-8, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(of_x, np.float64), exact_gradient @ exact_kernel.T, rtol=2**-8, atol=1e-4)
+    np.testing.assert_allclose(of_kernel, exact_x.T @ exact_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rematerialisation_keeps_the_results_of_linear_maps(dtype: str) -> None:
+    """`dots` computes attention's two products of a layer again, `full` its linear maps too, but the last of them."""
+    tokens, positions = jnp.zeros((2, 8), jnp.int32), jnp.broadcast_to(jnp.arange(8), (2, 8))
+    mask = causal_mask(jnp.array([8, 5]), 8)
+
+    def count(remat: Remat) -> int:
+        decoder = Decoder(small_config(61, tied=True), jnp.dtype(dtype), remat=remat)
+
+        def total(params: Any) -> Any:
+            hidden, _ = decoder.forward(params, tokens, positions, mask)
+            return hidden.astype(jnp.float32).sum()
+
+        return sum(1 for _ in precisions(jax.make_jaxpr(jax.grad(total))(random_params(decoder, 0, 0.2)).jaxpr))
+
+    assert count("dots") - count("none") == 2
+    assert count("full") - count("none") == 2 + 6
