@@ -66,24 +66,27 @@ class WarmupDevelopment:
 
         Accuracy counts answers in the right format alone; the positive rate is the share of "relevant" among these.
         """
-        log_prob_Nx2 = self._log_probs(decoder, params, prompt, mesh)
-        labels_N = np.array([example.label for example in self.examples])
-        measured = answer_measures(log_prob_Nx2, labels_N)
+        measured = measure_answers(self.examples, decoder, params, prompt, mesh)
         if self.ndcg:
             measured[METRIC] = self.held_out.measure(params)
         return measured
 
-    def _log_probs(self, decoder: Decoder, params: Params, prompt: Prompt, mesh: Mesh) -> np.ndarray:
-        ids = prompt.encode_batch([(example.query, example.document) for example in self.examples])
-        answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
-        rows, compute = _ROWS * mesh.size, _computed(decoder, answers, mesh)
-        own, found = own_rows(mesh, rows), []
-        for start in range(0, len(ids), rows):
-            some = [ids[min(start + row, len(ids) - 1)] for row in own]  # the last batch is filled up
-            tokens, lengths = pad_prompts(some, prompt.max_length, prompt.pad_id)
-            batch = split_rows(mesh, PairBatch(tokens, lengths, np.zeros(len(own), np.int32)))
-            found.append(np.asarray(compute(params, batch)))
-        return np.concatenate(found)[: len(ids)]
+
+def measure_answers(
+    examples: Sequence[Example], decoder: Decoder, params: Params, prompt: Prompt, mesh: Mesh
+) -> dict[str, float]:
+    """What the model answers to examples, some of which are relevant and some not: see `answer_measures`."""
+    ids = prompt.encode_batch([(example.query, example.document) for example in examples])
+    answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
+    rows, compute = _ROWS * mesh.size, _computed(decoder, answers, mesh)
+    own, found = own_rows(mesh, rows), []
+    for start in range(0, len(ids), rows):
+        some = [ids[min(start + row, len(ids) - 1)] for row in own]  # the last batch is filled up
+        tokens, lengths = pad_prompts(some, prompt.max_length, prompt.pad_id)
+        batch = split_rows(mesh, PairBatch(tokens, lengths, np.zeros(len(own), np.int32)))
+        found.append(np.asarray(compute(params, batch)))
+    log_prob_Nx2 = np.concatenate(found)[: len(ids)]
+    return answer_measures(log_prob_Nx2, np.array([example.label for example in examples]))
 
 
 def answer_measures(log_prob_Nx2: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
