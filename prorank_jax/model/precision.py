@@ -1,4 +1,4 @@
-"""float32 means float32.
+"""float32 means float32, and what has 16 bits adds up in it.
 
 By default a TPU multiplies matrices of float32 in bfloat16, and a GPU in TF32. Every product of the package names the
 precision of its operands' dtype instead; the gradient of a product has the precision of the product.
@@ -58,6 +58,7 @@ def wide_product(x_MxI: Array, kernel_IxO: Array) -> Array:
 
 
 def _wide_forward(x_MxI: Array, kernel_IxO: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Kept as bits: a CPU has no bfloat16 of its own, and would make float32 of a whole stack of layers to write one.
     kept = lax.bitcast_convert_type(wide_product(x_MxI, kernel_IxO), jnp.uint16)
     return lax.bitcast_convert_type(checkpoint_name(kept, PRODUCT), x_MxI.dtype), (x_MxI, kernel_IxO)
 
