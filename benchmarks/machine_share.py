@@ -139,9 +139,9 @@ def _score(decoder: Any, mesh: Any, prompts: Callable[[int], list[list[int]]], f
     import numpy as np
 
     from prorank_jax.config import ScoreConfig
+    from prorank_jax.data.layout import choose_layouts, split
     from prorank_jax.runtime.mesh import split_rows
     from prorank_jax.scoring.batches import EncodedGroups, group_batch
-    from prorank_jax.scoring.layout import choose_layouts, split
     from prorank_jax.scoring.step import make_step
 
     stage = ScoreConfig.model_validate(

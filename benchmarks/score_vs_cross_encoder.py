@@ -117,6 +117,7 @@ def serve_ours(turns: Turns, work: Work) -> None:
 
     from prorank_jax.config import MeshConfig, PromptConfig, ScoreConfig
     from prorank_jax.data.examples import Group
+    from prorank_jax.data.layout import choose_layouts, first_fit
     from prorank_jax.model.decoder import Decoder, Params
     from prorank_jax.model.hf import load_pretrained
     from prorank_jax.prompt import load_prompt
@@ -124,7 +125,6 @@ def serve_ours(turns: Turns, work: Work) -> None:
     from prorank_jax.runtime.optimizer import make_optimizer
     from prorank_jax.runtime.training import TrainState
     from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
-    from prorank_jax.scoring.layout import choose_layouts, first_fit
     from prorank_jax.scoring.step import make_step
 
     pretrained = load_pretrained(work.folder)

@@ -8,10 +8,10 @@ from test_layout import joined
 
 from prorank_jax.config import PromptConfig
 from prorank_jax.data.examples import Group
+from prorank_jax.data.layout import Layout
 from prorank_jax.model.hf import load_pretrained
 from prorank_jax.prompt import load_prompt
 from prorank_jax.scoring.batches import encode_groups, group_batch
-from prorank_jax.scoring.layout import Layout
 
 
 @pytest.mark.parametrize("order", ["query_first", "document_first"])

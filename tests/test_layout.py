@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange, choose_layouts, first_fit, widest
+from prorank_jax.data.layout import GroupPrompts, Layout, arrange, choose_layouts, first_fit, widest
 
 PAD = 99
 

@@ -13,12 +13,12 @@ from meshes import mesh_of
 from reference_scores import relevance_scores
 
 from prorank_jax.config import MeshConfig
+from prorank_jax.data.layout import GroupPrompts, Part
 from prorank_jax.model.attention import Causal, attend, causal, causal_mask, dense
 from prorank_jax.model.decoder import Decoder
 from prorank_jax.model.long_attention import LONG, attend_long, kernel_for, suits
 from prorank_jax.planning.chips import open_topology
 from prorank_jax.runtime.mesh import make_mesh
-from prorank_jax.scoring.layout import GroupPrompts, Part
 from prorank_jax.scoring.scores import last_hidden
 
 interpreted = partial(attend_long, interpret=True)

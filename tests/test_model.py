@@ -124,7 +124,7 @@ def test_blocks_that_go_on_from_rows_of_the_first_equal_the_full_forward(config:
                 behind,
             )
         )
-    hidden = decoder.forward_blocks(params, blocks)
+    hidden, _ = decoder.forward_blocks(params, blocks)
     logits = [np.asarray(decoder.unembed(params, of_block)) for of_block in hidden]
     assert [of_block.shape for of_block in logits] == [(2, 6, 97), (2, 7, 97), (1, 4, 97)]
     for row, (behind_row, ids) in enumerate(rests):

@@ -15,6 +15,7 @@ from prorank_jax.config import DevConfig, RunConfig
 from prorank_jax.config_file import parse_config
 from prorank_jax.data.beir import Collection
 from prorank_jax.data.examples import Group
+from prorank_jax.data.layout import Layout
 from prorank_jax.errors import InputError
 from prorank_jax.evaluation.development import METRIC, Development
 from prorank_jax.model.decoder import Decoder
@@ -24,7 +25,6 @@ from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.metrics import read_metrics
 from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.scoring.batches import encode_groups, group_batch
-from prorank_jax.scoring.layout import Layout
 from prorank_jax.scoring.scores import answer_margin, last_hidden
 from prorank_jax.scoring.stage import Scored, check_score, train_score
 

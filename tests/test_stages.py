@@ -14,6 +14,7 @@ from meshes import MESHES, close, mesh_of
 from reference_scores import relevance_scores
 
 from prorank_jax.config import GrpoConfig, LoraConfig, MeshConfig, OptimizerConfig, ScoreConfig
+from prorank_jax.data.layout import GroupPrompts, Layout, arrange
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.errors import InputError
 from prorank_jax.model.attention import causal_mask
@@ -24,7 +25,6 @@ from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import TrainState
 from prorank_jax.scoring import step as scoring
 from prorank_jax.scoring.batches import GroupBatch
-from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 from prorank_jax.scoring.losses import listwise_softmax
 from prorank_jax.scoring.scores import answer_margin, last_hidden
 from prorank_jax.warmup import step as warmup

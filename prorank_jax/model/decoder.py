@@ -373,14 +373,14 @@ class Decoder:
         (hidden_BxLxD,), (own,) = outputs
         return hidden_BxLxD, own
 
-    def forward_blocks(self, params: Params, blocks: Sequence[Block]) -> list[Array]:
-        """Hidden states [B, L, D] of each block after the final norm.
+    def forward_blocks(self, params: Params, blocks: Sequence[Block]) -> tuple[list[Array], tuple[KeyValues, ...]]:
+        """Hidden states [B, L, D] of each block after the final norm, and its keys and values.
 
         Rows of later blocks may go on from rows of the first, which is computed once for all of them.
         """
         outputs: Any = self._module.apply({"params": params}, tuple(blocks), ())
-        hidden, _ = outputs
-        return hidden
+        hidden, own = outputs
+        return hidden, own
 
     def unembed(self, params: Params, hidden: Array, token_ids: Array | None = None) -> Array:
         """Logits in float32: hidden [..., D] -> [..., V], or [..., len(token_ids)] of the chosen rows.

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from prorank_jax.config import GrpoConfig, RunConfig, StageConfig, SupervisedConfig
+from prorank_jax.data.layout import GroupPrompts, Part
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, DecoderConfig, KeyValues
 from prorank_jax.model.long_attention import kernel_for
@@ -19,7 +20,6 @@ from prorank_jax.runtime.mesh import ROWS, abstract
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.training import state_layout
 from prorank_jax.scoring.batches import GroupBatch
-from prorank_jax.scoring.layout import GroupPrompts, Part
 from prorank_jax.scoring.shared import BEHIND_ROWS, make_scorer, most_tokens
 from prorank_jax.scoring.stage import check_score
 from prorank_jax.scoring.step import make_step as make_score_step

@@ -6,9 +6,9 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from prorank_jax.data.examples import Group
+from prorank_jax.data.layout import GroupPrompts, Layout, arrange
 from prorank_jax.data.loader import encode
 from prorank_jax.prompt import Prompt
-from prorank_jax.scoring.layout import GroupPrompts, Layout, arrange
 
 A = TypeVar("A")
 """numpy arrays on the host, JAX arrays on devices."""

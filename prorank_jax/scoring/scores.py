@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from prorank_jax.data.layout import GroupPrompts, Part
 from prorank_jax.model.attention import causal
 from prorank_jax.model.decoder import Block, Decoder, Params
-from prorank_jax.scoring.layout import GroupPrompts, Part
 
 
 def answer_margin(decoder: Decoder, params: Params, last: Array, answer_ids: tuple[int, int]) -> Array:
@@ -34,11 +34,11 @@ def last_hidden(decoder: Decoder, params: Params, prompts: GroupPrompts[Array]) 
             query_B if P else None,
         )
 
-    hidden = decoder.forward_blocks(params, [*prefix, *map(rests, prompts.parts)])[len(prefix) :]
+    hidden, _ = decoder.forward_blocks(params, [*prefix, *map(rests, prompts.parts)])
     last_BxD = jnp.concatenate(
         [
             jnp.take_along_axis(hidden_BxLxD, (part.lengths_B - 1)[:, None, None], axis=1)[:, 0]
-            for hidden_BxLxD, part in zip(hidden, prompts.parts, strict=True)
+            for hidden_BxLxD, part in zip(hidden[len(prefix) :], prompts.parts, strict=True)
         ]
     )
     return last_BxD[jnp.argsort(places_B)].reshape(Q, documents, -1)

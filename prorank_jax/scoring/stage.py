@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from prorank_jax.config import RunConfig, ScoreConfig
 from prorank_jax.data.examples import Group
+from prorank_jax.data.layout import choose_layouts, first_fit, split
 from prorank_jax.data.stream import batches
 from prorank_jax.evaluation.development import METRIC, Development
 from prorank_jax.model.decoder import Decoder, Params
@@ -27,7 +28,6 @@ from prorank_jax.runtime.preemption import Preemption
 from prorank_jax.runtime.room import Room
 from prorank_jax.runtime.training import TrainState, Watch, ended, open_state
 from prorank_jax.scoring.batches import EncodedGroups, encode_groups, group_batch
-from prorank_jax.scoring.layout import choose_layouts, first_fit, split
 from prorank_jax.scoring.step import make_step
 from prorank_jax.seeds import key
 from prorank_jax.storage import Place

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from prorank_jax.config import ExpectedConfig
+from prorank_jax.data.layout import Layout
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
@@ -43,7 +44,9 @@ def expected_advantages(probability_Px3: Array, reward_Px2: Array, *, divided: b
     return centred_Px3 / (deviation_P[:, None] + 1e-4) if divided else centred_Px3, mean_P, deviation_P
 
 
-def make_losses(decoder: Decoder, answers: AnswerTokens, config: ExpectedConfig) -> Losses:
+def make_losses(
+    decoder: Decoder, answers: AnswerTokens, config: ExpectedConfig, layout: Layout | None = None
+) -> Losses:
     """The losses, with the arguments of GRPO's; the keys are not used.
 
     An experience holds the two answers as a group of completions, advantages [P, 3] of the outcomes, and
@@ -77,7 +80,7 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: ExpectedConfig)
     def fresh(
         learnt: Params, base: Params | None, batch: PairBatch[Array], keys_P: Array
     ) -> tuple[Array, tuple[Means, Experience]]:
-        log_prob_Px2 = answer_log_probs(decoder, network(config.lora, base, learnt), answers, batch)
+        log_prob_Px2 = answer_log_probs(decoder, network(config.lora, base, learnt), answers, batch, layout)
         P = len(batch.labels_P)
         rollout = Rollout(jnp.broadcast_to(each_2x2, (P, 2, 2)), jnp.full((P, 2), 2, jnp.int32), jnp.ones((P, 2), bool))
         values, reward_Px2 = rewarded(rewards, rollout, batch.labels_P, answers)
@@ -88,7 +91,7 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: ExpectedConfig)
         reference = None
         if config.beta:
             assert base is not None
-            reference = lax.stop_gradient(answer_log_probs(decoder, base, answers, batch))
+            reference = lax.stop_gradient(answer_log_probs(decoder, base, answers, batch, layout))
             reference = balanced(reference) if config.balanced else reference
         experience = Experience(
             batch, rollout, rollout.mask_PxGxT, values, reward_Px2, advantage_Px3, old_Px2, reference
@@ -109,6 +112,6 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: ExpectedConfig)
 
     def replay(learnt: Params, base: Params | None, experience: Experience) -> tuple[Array, Means]:
         policy = network(config.lora, base, learnt)
-        return objective(answer_log_probs(decoder, policy, answers, experience.batch), experience)
+        return objective(answer_log_probs(decoder, policy, answers, experience.batch, layout), experience)
 
     return Losses(fresh, replay)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from prorank_jax.config import GrpoConfig
+from prorank_jax.data.layout import Layout
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.model.lora import network
-from prorank_jax.model.prefix import Prefix, prefill
+from prorank_jax.model.prefix import Prefix
 from prorank_jax.warmup.grpo import (
     Mean,
     balanced,
@@ -31,6 +32,7 @@ from prorank_jax.warmup.grpo import (
     mean_over_tokens,
     standardised_advantages,
 )
+from prorank_jax.warmup.reading import read
 from prorank_jax.warmup.rewards import AnswerTokens, Reward, format_reward, load_rewards, relevance_reward
 from prorank_jax.warmup.rollout import Rollout, completion_log_probs, sample
 
@@ -79,7 +81,7 @@ class Losses(NamedTuple):
     replay: Callable[[Params, Params | None, Experience], tuple[Array, Means]]
 
 
-def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig) -> Losses:
+def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig, layout: Layout | None = None) -> Losses:
     """The losses of a configuration. `base` is read only with adapters, or where `beta` is not 0."""
     rewards = load_rewards(config.rewards, config.group_size, config.max_new_tokens)
     advantages, average = ADVANTAGES[config.advantage], AVERAGES[config.loss_average]
@@ -138,7 +140,7 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig) -> 
     ) -> tuple[Array, Array, Array | None]:
         """Log-probability and entropy at each token; where asked for, the answers' behind the prompts."""
         params = decoder.with_whole_tables(params)
-        prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
+        prefix = read(decoder, params, batch, layout)
         found = completion_log_probs(decoder, params, prefix, tokens_PxGxT, config.temperature)
         return *found, answers_at(params, prefix) if choice else None
 
@@ -146,7 +148,7 @@ def make_losses(decoder: Decoder, answers: AnswerTokens, config: GrpoConfig) -> 
         learnt: Params, base: Params | None, batch: PairBatch[Array], keys_P: Array
     ) -> tuple[Array, tuple[Means, Experience]]:
         policy = decoder.with_whole_tables(network(config.lora, base, learnt))
-        prefix = prefill(decoder, policy, batch.tokens_PxL, batch.lengths_P)
+        prefix = read(decoder, policy, batch, layout)
         rollout = sample(
             decoder,
             *lax.stop_gradient((policy, prefix)),

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from prorank_jax.data.layout import Layout
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, KeyValues, Params
 from prorank_jax.model.parts import anywhere
-from prorank_jax.model.prefix import Prefix, prefill
+from prorank_jax.model.prefix import Prefix
 from prorank_jax.warmup.grpo import entropy
+from prorank_jax.warmup.reading import read
 from prorank_jax.warmup.rewards import AnswerTokens
 
 
@@ -145,11 +147,13 @@ def completion_log_probs(
     )
 
 
-def answer_log_probs(decoder: Decoder, params: Params, answers: AnswerTokens, batch: PairBatch[Array]) -> Array:
+def answer_log_probs(
+    decoder: Decoder, params: Params, answers: AnswerTokens, batch: PairBatch[Array], layout: Layout | None = None
+) -> Array:
     """Log-probability of each answer with the end of the turn behind it, float32 [P, 2]: not relevant, relevant."""
     answers_2xT = jnp.asarray([[answer, answers.end] for answer in answers[:2]], jnp.int32)
     params = decoder.with_whole_tables(params)
-    prefix = prefill(decoder, params, batch.tokens_PxL, batch.lengths_P)
+    prefix = read(decoder, params, batch, layout)
     tokens_Px2xT = jnp.broadcast_to(answers_2xT, (len(batch.labels_P), *answers_2xT.shape))
     log_probs, _ = completion_log_probs(decoder, params, prefix, tokens_Px2xT, temperature=1.0)
     return log_probs.sum(axis=2)

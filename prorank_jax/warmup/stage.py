@@ -4,6 +4,7 @@ The step is GRPO's or that of its limit (`step.py`), or supervised (`supervised.
 """
 
 import time
+from functools import cache
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prorank_jax.config import ExpectedConfig, GrpoConfig, PolicyConfig, RunConfig, SupervisedConfig
+from prorank_jax.data.layout import Layout, widest
 from prorank_jax.data.loader import PairBatch, pair_batch
 from prorank_jax.data.stream import Pairs, batches
 from prorank_jax.errors import InputError
@@ -19,7 +21,7 @@ from prorank_jax.model.lora import init_learnt, merged
 from prorank_jax.prompt import Prompt
 from prorank_jax.runtime.checkpoint import Checkpoints
 from prorank_jax.runtime.divergence import Divergence
-from prorank_jax.runtime.mesh import abstract, check_rows, own_rows, split_rows
+from prorank_jax.runtime.mesh import abstract, check_rows, largest, own_rows, split_rows
 from prorank_jax.runtime.metrics import MetricsWriter
 from prorank_jax.runtime.optimizer import make_optimizer
 from prorank_jax.runtime.preemption import Preemption
@@ -30,11 +32,14 @@ from prorank_jax.storage import Place
 from prorank_jax.warmup import supervised
 from prorank_jax.warmup.development import BEST_BY, WarmupDevelopment, has_collapsed
 from prorank_jax.warmup.progress import REMEDY, FlatReward, completion_rows, describe
+from prorank_jax.warmup.reading import first_with_room, layouts_for
 from prorank_jax.warmup.rewards import AnswerTokens, load_rewards
-from prorank_jax.warmup.step import make_step
+from prorank_jax.warmup.step import Step, chooses_prompts, make_step
 
 HEADLINE = ("reward", "format_rate", "accuracy", "kl", BEST_BY)
 COMPLETIONS = "completions.jsonl"
+_SAMPLE = 16
+"""Steps whose prompts the layouts of the batches are chosen by."""
 _COLLAPSED = -1.0
 """The measure of a checkpoint that is not a result, and after which the stage does not continue."""
 
@@ -118,10 +123,6 @@ def train_warmup(
     if done and (ended(config, done, checkpoints) or checkpoints.measure(done) == _COLLAPSED):
         return result(state)
     answers = AnswerTokens(*prompt.answer_ids, prompt.end_id)
-    if isinstance(config, PolicyConfig):
-        step = make_step(decoder, answers, config, optimizer, mesh, run.seed)
-    else:
-        step = supervised.make_step(decoder, answers, config, optimizer, mesh)
     weights = {name.rpartition(":")[2]: weight for name, weight in grpo.rewards.items()} if grpo else {}
 
     size = config.prompts_per_step * (grpo.oversampling if grpo else 1)
@@ -130,6 +131,18 @@ def train_warmup(
     def make(number: int) -> PairBatch[np.ndarray]:
         first = (number - 1) * size
         return pair_batch(pairs, prompt, [first + row for row in own])
+
+    units = mesh.size * (config.accumulation if isinstance(config, PolicyConfig) else 1)
+    layouts: tuple[Layout, ...] = (widest(prompt.max_length),)
+    if not (isinstance(config, PolicyConfig) and chooses_prompts(config)):
+        sample = (pair_batch(pairs, prompt, range(number * size, (number + 1) * size)) for number in range(_SAMPLE))
+        layouts = layouts_for(list(sample), units)
+
+    @cache
+    def step_of(layout: Layout) -> Step:
+        if isinstance(config, PolicyConfig):
+            return make_step(decoder, answers, config, optimizer, mesh, run.seed, layout)
+        return supervised.make_step(decoder, answers, config, optimizer, mesh, layout)
 
     watch, flat = Watch("warmup", checkpoints), FlatReward()
     with (
@@ -146,7 +159,9 @@ def train_warmup(
         tokens, since = 0, time.monotonic()
         made = batches(make, done + 1, config.steps + 1, run.data.workers)
         for number, batch in enumerate(made, done + 1):
-            state, metrics, completions = step(state, base, split_rows(mesh, batch), jnp.asarray(number - 1))
+            layout = layouts[largest(first_with_room(batch, units * len(own) // size, layouts))]
+            step, rows = step_of(layout), split_rows(mesh, batch)
+            state, metrics, completions = step(state, base, rows, jnp.asarray(number - 1))
             watch.add(number, metrics)
             tokens += int(batch.lengths_P.sum()) * size // len(batch.lengths_P)
             if grpo and completions and grpo.show_completions_every and number % grpo.show_completions_every == 0:

@@ -11,7 +11,8 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from prorank_jax.config import ExpectedConfig, GrpoConfig
+from prorank_jax.config import ExpectedConfig, GrpoConfig, PolicyConfig
+from prorank_jax.data.layout import Layout
 from prorank_jax.data.loader import PairBatch
 from prorank_jax.model.decoder import Decoder, Params
 from prorank_jax.runtime.mesh import ROWS, keep_place, mean_gradient, mean_over_devices, on_devices, specs
@@ -19,6 +20,7 @@ from prorank_jax.runtime.training import Metrics, TrainState, descend
 from prorank_jax.seeds import key
 from prorank_jax.warmup import expected, policy
 from prorank_jax.warmup.policy import Experience, Means
+from prorank_jax.warmup.reading import longest_first
 from prorank_jax.warmup.rewards import AnswerTokens
 from prorank_jax.warmup.rollout import Rollout
 
@@ -42,6 +44,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
+    layout: Layout | None = None,
 ) -> Step:
     """The compiled step.
 
@@ -49,10 +52,10 @@ def make_step(
     nor on how many parts it is computed in. Metrics are those of the rollouts, and means over the iterations.
     """
     if isinstance(config, GrpoConfig):
-        losses = policy.make_losses(decoder, answers, config)
-        chooses = config.oversampling > 1 or config.advantage.startswith("batch")
+        losses = policy.make_losses(decoder, answers, config, layout)
     else:
-        losses, chooses = expected.make_losses(decoder, answers, config), False
+        losses = expected.make_losses(decoder, answers, config, layout)
+    chooses = chooses_prompts(config)
     fresh, replay = (jax.grad(loss, has_aux=True) for loss in losses)
 
     def update(state: TrainState, gradient: Params, means: Means) -> tuple[TrainState, Metrics]:
@@ -80,6 +83,7 @@ def make_step(
             learnt: Params, base: Params | None, batch: PairBatch[Array], keys_P: Array
         ) -> tuple[Params, Means, Experience]:
             def part(rows: tuple[PairBatch[Array], Array]) -> tuple[tuple[Params, Means], Experience]:
+                rows = longest_first(rows, rows[0].lengths_P, layout)
                 gradient, (means, experience) = fresh(learnt, base, *rows)
                 return (gradient, means), experience
 
@@ -116,6 +120,13 @@ def make_step(
         return state, metrics, Completions(experience.batch, experience.rollout, experience.rewards)
 
     return step
+
+
+def chooses_prompts(config: PolicyConfig) -> bool:
+    """Whether it is known only after all completions of a device are drawn which prompts are learnt from, or how.
+
+    Which of them are long is not known before either, so these have no layout."""
+    return isinstance(config, GrpoConfig) and (config.oversampling > 1 or config.advantage.startswith("batch"))
 
 
 def _chosen(experience: Experience, config: GrpoConfig) -> Experience:

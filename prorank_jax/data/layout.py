@@ -7,7 +7,7 @@ run, and a batch takes the tightest that has room for it: few shapes are compile
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -67,7 +67,9 @@ def widest(longest: int) -> Layout:
     return Layout(0, (longest,))
 
 
-def choose_layouts(units: Sequence[Ids], documents: int, longest: int) -> tuple[Layout, ...]:
+def choose_layouts(
+    units: Sequence[Ids], documents: int, longest: int, prefixes: Iterable[int] | None = None
+) -> tuple[Layout, ...]:
     """The layouts of a run, each with room for all that the one before it takes; the last takes any prompts.
 
     Those are chosen that pad these units to the fewest tokens, each unit in the first layout that has room for it.
@@ -76,13 +78,16 @@ def choose_layouts(units: Sequence[Ids], documents: int, longest: int) -> tuple[
       units: prompts such as will come, equally many groups in each; what is laid out together is a unit.
       documents: C, prompts of a group at most.
       longest: tokens of a prompt at most.
+      prefixes: lengths of the prefix to choose from; default: those that groups of these units have, rounded up.
     """
     queries = len(units[0])
     rows = queries * documents
     best: tuple[Layout, ...] = (widest(longest),)
     least, most_parts = float(best[0].tokens(queries, documents)), 1
-    common = {0, *(_common(group) for unit in units for group in unit)}
-    for prefix in sorted({_rounded(length, longest) for length in common}):
+    if prefixes is None:
+        lengths = {0, *(common(group) for unit in units for group in unit)}
+        prefixes = {_rounded(length, longest) for length in lengths}
+    for prefix in sorted(prefixes):
         rests_UxR = np.array([_longest_first(_rest_lengths(unit, documents, prefix)) for unit in units])
         for parts in _PARTS:
             if rows % parts:
@@ -116,12 +121,13 @@ def first_fit(prompts: Ids, documents: int, layouts: Sequence[Layout], units: in
       ValueError: none has room.
     """
     for level, layout in enumerate(layouts):
-        if all(_fits(unit, documents, layout) for unit in split(prompts, units)):
+        if all(fits(unit, documents, layout) for unit in split(prompts, units)):
             return level
     raise ValueError(f"no room in {layouts[-1]} for {max(len(ids) for group in prompts for ids in group)} tokens")
 
 
-def _fits(unit: Ids, documents: int, layout: Layout) -> bool:
+def fits(unit: Ids, documents: int, layout: Layout) -> bool:
+    """Whether a unit has room in the layout."""
     lengths = _longest_first(_rest_lengths(unit, documents, layout.prefix))
     return bool((lengths.reshape(len(layout.widths), -1)[:, 0] <= layout.widths).all())
 
@@ -137,7 +143,7 @@ def arrange(prompts: Ids, documents: int, layout: Layout, units: int, pad_id: in
     prefixes: list[list[int]] = []
     parts: list[list[tuple[list[int], int]]] = [[] for _ in layout.widths]
     for unit in split(prompts, units):
-        cut = [min(_common(group), layout.prefix) for group in unit]
+        cut = [min(common(group), layout.prefix) for group in unit]
         prefixes += [list(group[0][:at]) if group else [] for group, at in zip(unit, cut, strict=True)]
         rests = [
             group[i][at:] if i < len(group) else [pad_id]
@@ -168,7 +174,7 @@ def _rest_lengths(unit: Ids, documents: int, prefix: int) -> np.ndarray:
     """Tokens behind a prefix of at most so many, int [Q x C]; 1 where a group has no prompt."""
     lengths = np.ones((len(unit), documents), np.int64)
     for row, group in enumerate(unit):
-        at = min(_common(group), prefix)
+        at = min(common(group), prefix)
         lengths[row, : len(group)] = [len(ids) - at for ids in group]
     return lengths.reshape(-1)
 
@@ -181,10 +187,10 @@ def _rounded(length: float, longest: int) -> int:
     return min(math.ceil(length / _STEP) * _STEP, longest)
 
 
-def _common(prompts: Sequence[list[int]]) -> int:
+def common(prompts: Sequence[list[int]]) -> int:
     """Tokens at the start that all prompts of a group share, and that leave each of them one.
 
-    `_common([[5, 6, 7], [5, 6, 8, 9]])` is 2, `_common([[5, 6]])` is 1.
+    `common([[5, 6, 7], [5, 6, 8, 9]])` is 2, `common([[5, 6]])` is 1.
     """
     if not prompts:
         return 0
