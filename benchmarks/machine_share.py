@@ -167,35 +167,33 @@ def _score(decoder: Any, mesh: Any, prompts: Callable[[int], list[list[int]]], f
     return run, stage, _learning(decoder.config, needed, flops), _learning(decoder.config, slots, flops)
 
 
-def _pairs(count: int, mesh: Any, prompts: Callable[[int], list[list[int]]]) -> Any:
-    import numpy as np
-
-    from prorank_jax.data.loader import PairBatch, pad_prompts
-    from prorank_jax.runtime.mesh import split_rows
-
-    tokens, lengths = pad_prompts(prompts(count), LONGEST, 0)
-    return split_rows(mesh, PairBatch(tokens, lengths, np.arange(count, dtype=np.int32) % 2)), int(lengths.sum())
-
-
 def _policy(
     fields: dict[str, Any], kind: Any, decoder: Any, mesh: Any, prompts: Callable[[int], list[list[int]]], flops: Any
 ) -> Made:
     import jax.numpy as jnp
+    import numpy as np
 
+    from prorank_jax.data.loader import PairBatch, pad_prompts
+    from prorank_jax.runtime.mesh import split_rows
+    from prorank_jax.warmup.reading import layouts_for
     from prorank_jax.warmup.rewards import AnswerTokens
     from prorank_jax.warmup.step import make_step
 
     stage = kind.model_validate({"steps": 1000, "accumulation": PARTS, **fields})
     P = stage.prompts_per_step
-    batch, tokens = _pairs(P, mesh, prompts)
-    whole = flops.warmup(decoder.config, stage, LONGEST)
-    padding = _learning(decoder.config, P * LONGEST - tokens, flops)
+    tokens, lengths = pad_prompts(prompts(P), LONGEST, 0)
+    rows = PairBatch(tokens, lengths, np.arange(P, dtype=np.int32) % 2)
+    layout, batch = layouts_for([rows], PARTS)[0], split_rows(mesh, rows)
+    completions = flops.warmup(decoder.config, stage, LONGEST) - _learning(decoder.config, P * LONGEST, flops)
+    needed = int(lengths.sum()) - (P - PARTS) * SHARED
 
     def run(optimizer: Any) -> Callable[[Any, int], Any]:
-        step = make_step(decoder, AnswerTokens(1, 2, 0), stage, optimizer, mesh, seed=0)
+        step = make_step(decoder, AnswerTokens(1, 2, 0), stage, optimizer, mesh, 0, layout)
         return lambda state, number: step(state, None, batch, jnp.asarray(number))[0]
 
-    return run, stage, whole - padding, whole
+    slots = PARTS * layout.tokens(1, P // PARTS)
+    needed_flops, slot_flops = (_learning(decoder.config, tokens, flops) + completions for tokens in (needed, slots))
+    return run, stage, needed_flops, slot_flops
 
 
 def _warmup(decoder: Any, mesh: Any, prompts: Callable[[int], list[list[int]]], flops: Any) -> Made:
