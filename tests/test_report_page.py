@@ -295,6 +295,28 @@ def test_held_out_queries(tmp_path: Path) -> None:
     assert "the split dev; first stage: bm25; depth: 7" in page.sections["results"]
 
 
+def test_held_out_prompts_of_a_warmup(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tmp_path / "nowhere")
+    tree = (run / "config.yaml").read_text()
+    before, after = tree.split("score:")
+    before = before.replace("  dev: null", "  dev: {split: dev, depth: 7, pairs: 40, relevant_from: 2, ndcg: false}")
+    (run / "config.yaml").write_text(f"{before}score:{after}")
+    names = ("dev/accuracy", "dev/format_rate", "dev/positive_rate", "dev/auc")
+    measured = ((0, (0.0, 0.0, 0.5, 0.5)), (2, (0.75, 1.0, 0.25, 0.875)), (4, (0.5, 1.0, 0.99, 0.625)))
+    lines(run / "warmup" / "metrics.jsonl", [{"step": s} | dict(zip(names, v, strict=True)) for s, v in measured])
+    page = page_of(run)
+    titles = ("accuracy", "format rate", "share of 1", "AUC")
+    assert page.table(0) == {
+        label: dict(zip(titles, values, strict=True))
+        for label, values in {
+            "before prompt warmup": ("0.0000", "0.0000", "0.5000", "0.5000"),
+            "best model, step 2": ("0.7500", "1.0000", "0.2500", "0.8750"),
+            "last model, step 4": ("0.5000", "1.0000", "0.9900", "0.6250"),
+        }.items()
+    }
+    assert "40 prompts, half of them relevant (judged 2 or higher)" in page.sections["results"]
+
+
 def test_a_page_does_not_grow_with_the_steps_of_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tmp_path / "nowhere", metrics=20_000)
     long = {

@@ -24,6 +24,11 @@ PANELS = (
         {"reward": "total", "rewards/format/mean": "format", "rewards/relevance/mean": "relevance"},
     ),
     Panel("warmup", "share of completions", {"format_rate": "right format", "accuracy": "right answer"}),
+    Panel(
+        "warmup",
+        "share of held-out prompts",
+        {"dev/format_rate": "right format", "dev/accuracy": "right answer", "dev/positive_rate": "answered 1"},
+    ),
     Panel("warmup", "groups of equal rewards", {"frac_reward_zero_std": "share"}),
     Panel("warmup", "KL to the base model (nats)", {"kl": "KL"}),
     Panel("score", "loss", {"loss": "loss"}),

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prorank_jax.config import DevConfig
+from prorank_jax.config import DevConfig, ScoreConfig, WarmupDevConfig, WarmupStageConfig
 from prorank_jax.evaluation.development import METRIC
 from prorank_jax.evaluation.significance import Comparison, compare
+from prorank_jax.reporting.curves import TITLES
 from prorank_jax.reporting.evaluations import FIRST_STAGE, Evaluated
 from prorank_jax.reporting.folder import RunFiles
 from prorank_jax.runtime.metrics import Row
@@ -90,32 +91,52 @@ def _notes(evaluated: Evaluated, marked: bool, rows: Mapping[str, Mapping[str, C
     return notes
 
 
-def held_out(run: RunFiles) -> Table | None:
-    """nDCG@10 of the held-out queries while score learning went on; None where there were none."""
-    dev = run.config.score.dev if run.config.score else None
-    measured = [row for row in run.stages["score"].metrics if row.get(METRIC) is not None] if dev else []
-    if dev is None or not measured:
-        return None
-    highest = max(measured, key=lambda row: float(row[METRIC]))
-    rows: dict[str, dict[str, Cell]] = {}
-    if measured[0]["step"] == 0:
-        rows["before score learning"] = _cells(measured[0])
-    rows[f"best model, step {highest['step']}"] = _cells(highest)
-    if measured[-1]["step"] != highest["step"]:
-        rows[f"last model, step {measured[-1]['step']}"] = _cells(measured[-1])
-    return Table(
-        caption=f"Held-out queries, on which score learning was measured. {_dev_protocol(run, dev)}",
-        corner="ranking",
-        rows=rows,
-        notes=["The best model was chosen by these figures, so that they flatter it; there is no test of them."],
-    )
+def held_out(run: RunFiles) -> list[Table]:
+    """What held-out queries measured of each stage while it continued; nothing of a stage without any."""
+    tables = []
+    for stage, best_by in _CHOSEN_BY.items():
+        config: ScoreConfig | WarmupStageConfig | None = getattr(run.config, stage)
+        dev = config.dev if config else None
+        measured = [row for row in run.stages[stage].metrics if row.get(best_by) is not None] if dev else []
+        if dev is None or not measured:
+            continue
+        highest = max(measured, key=lambda row: float(row[best_by]))
+        rows: dict[str, dict[str, Cell]] = {}
+        if measured[0]["step"] == 0:
+            rows[f"before {TITLES[stage].lower()}"] = _cells(measured[0])
+        rows[f"best model, step {highest['step']}"] = _cells(highest)
+        if measured[-1]["step"] != highest["step"]:
+            rows[f"last model, step {measured[-1]['step']}"] = _cells(measured[-1])
+        chosen = "These figures" if best_by == METRIC else f"The {_HELD_OUT[best_by]}"
+        tables.append(
+            Table(
+                caption=f"Held-out queries, on which {TITLES[stage].lower()} was measured. {_dev_protocol(run, dev)}",
+                corner="model" if stage == "warmup" else "ranking",
+                rows=rows,
+                notes=[f"{chosen} chose the best model, which flatters it; there is no test of them."],
+            )
+        )
+    return tables
+
+
+_CHOSEN_BY = {"warmup": "dev/accuracy", "score": METRIC}
+"""Stage -> what its best model is chosen by."""
+_HELD_OUT = {
+    "dev/accuracy": "accuracy",
+    "dev/format_rate": "format rate",
+    "dev/positive_rate": "share of 1",
+    "dev/auc": "AUC",
+    METRIC: "nDCG@10",
+}
 
 
 def _cells(row: Row) -> dict[str, Cell]:
-    return {"nDCG@10": float(row[METRIC])}
+    return {title: float(row[metric]) for metric, title in _HELD_OUT.items() if row.get(metric) is not None}
 
 
 def _dev_protocol(run: RunFiles, dev: DevConfig) -> str:
     queries = "all queries" if dev.queries is None else f"at most {dev.queries} queries"
     told = f"{queries} of the split {dev.split}; first stage: {dev.candidates}; depth: {dev.depth}"
+    if isinstance(dev, WarmupDevConfig):
+        told += f"; {dev.pairs} prompts, half of them relevant (judged {dev.relevant_from} or higher)"
     return f"Protocol: {told}; tokens of a prompt: {run.config.prompt.max_length}. {RULES}"
