@@ -37,7 +37,8 @@ def grpo(**fields: object) -> GrpoConfig:
 
 def expected(**fields: object) -> ExpectedConfig:
     """The limit of the same."""
-    return ExpectedConfig.model_validate({"method": "expected", "steps": 1, "prompts_per_step": PROMPTS} | fields)
+    plain = {"method": "expected", "steps": 1, "prompts_per_step": PROMPTS, "entropy": 0.0, "advantage": "group_std"}
+    return ExpectedConfig.model_validate(plain | fields)
 
 
 def batch_of(rng: np.random.Generator, prompts: int = PROMPTS) -> PairBatch[jax.Array]:

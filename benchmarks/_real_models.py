@@ -33,10 +33,9 @@ HEAD, HELD_OUT = 2_500, 600
 LORA = {"rank": 16, "alpha": 32.0}
 
 WARMUP: dict[str, Any] = {"steps": 60, "prompts_per_step": 32, "log_every": 3, "checkpoint_every": 20}
-ENTROPY = {"entropy": 0.2}
 METHODS: dict[str, dict[str, Any]] = {
-    "grpo": {"method": "grpo", "group_size": 8, "advantage": "group_mean", **ENTROPY},
-    "expected": {"method": "expected", "advantage": "group_mean", **ENTROPY},
+    "grpo": {"method": "grpo", "group_size": 8, "advantage": "group_mean", "entropy": 0.2},
+    "expected": {"method": "expected"},
     "supervised": {"method": "supervised"},
 }
 SCORE: dict[str, Any] = {

@@ -305,9 +305,11 @@ class ExpectedConfig(PolicyConfig):
     """Stage one by the limit of GRPO for ever larger groups, computed exactly: both answers, and all else as one."""
 
     method: Literal["expected"]
-    advantage: Literal["group_std", "group_mean"] = "group_std"
+    advantage: Literal["group_std", "group_mean"] = "group_mean"
     """`group_std` divides the centred reward by the standard deviation that the policy gives it, `group_mean` does
     not."""
+    entropy: NonNegative = 0.2
+    """As with GRPO. With this bonus and `group_mean` SmolLM2-135M keeps both answers until it can tell them apart."""
 
 
 class SupervisedConfig(WarmupStageConfig):

@@ -37,7 +37,8 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def config(**fields: Any) -> ExpectedConfig:
-    return ExpectedConfig.model_validate({"method": "expected", "steps": 1, "prompts_per_step": P} | fields)
+    plain = {"method": "expected", "steps": 1, "prompts_per_step": P, "entropy": 0.0, "advantage": "group_std"}
+    return ExpectedConfig.model_validate(plain | fields)
 
 
 def prompts() -> PairBatch[np.ndarray]:
