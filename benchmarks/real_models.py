@@ -82,7 +82,7 @@ def imported(file: Path, out: Path) -> Figures:
 
 
 def trained(name: str, seed: int, workdir: Path) -> Figures:
-    """Trains a row, or goes on with it."""
+    """Trains a row, or resumes its training."""
     from prorank_jax.config_file import parse_config
     from prorank_jax.train import train
 

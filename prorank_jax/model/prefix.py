@@ -37,7 +37,7 @@ def prefill(
 
     Args:
       shared: tokens at the start that all prompts have in common, computed for one of them. Each prompt has more.
-      widths: of equal parts of the prompts, which are in the order of their lengths, longest first: behind the shared
+      widths: of equal parts of the prompts, which are in the order of their lengths, longest first: after the shared
         tokens, none has more than its part is wide. Default: one part, as wide as the array.
     """
     P, L = tokens_PxL.shape
@@ -66,7 +66,7 @@ def prefill(
 
 
 def _joined(shared: KeyValues | None, parts: tuple[KeyValues, ...], longest: int) -> KeyValues:
-    """Rows of several widths as rows of one, behind what they share."""
+    """Rows of several widths as rows of one, after what they share."""
 
     def join(shared: Array | None, parts: tuple[Array, ...], rows: int) -> Array:
         """`rows` is the axis of the rows; the next one is that of tokens."""

@@ -136,7 +136,7 @@ def _cells(row: Row) -> dict[str, Cell]:
 
 def _dev_protocol(run: RunFiles, dev: DevConfig) -> str:
     queries = "all queries" if dev.queries is None else f"at most {dev.queries} queries"
-    told = f"{queries} of the split {dev.split}; first stage: {dev.candidates}; depth: {dev.depth}"
+    protocol = f"{queries} of the split {dev.split}; first stage: {dev.candidates}; depth: {dev.depth}"
     if isinstance(dev, WarmupDevConfig):
-        told += f"; {dev.pairs} prompts, half of them relevant (judged {dev.relevant_from} or higher)"
-    return f"Protocol: {told}; tokens of a prompt: {run.config.prompt.max_length}. {RULES}"
+        protocol += f"; {dev.pairs} prompts, half of them relevant (judged {dev.relevant_from} or higher)"
+    return f"Protocol: {protocol}; tokens of a prompt: {run.config.prompt.max_length}. {RULES}"
